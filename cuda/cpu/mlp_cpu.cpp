@@ -1,0 +1,312 @@
+// The operators of the fused MLP: forward, backward, and value with Jacobian (three tangents) with its backward.
+//
+// Rows are cut into tiles of 48. Backward recomputes each tile's forward, so that no activation ever leaves the cache.
+// Weight gradients are summed in a number of slots that depends on the row count only, each slot a contiguous range of
+// tiles, and the slots are added in order: results do not depend on the thread count.
+#include <type_traits>
+
+#include "api.h"
+#include "mlp_tile.h"
+#include "parallel.h"
+
+namespace polyfield {
+namespace {
+
+constexpr i64 kSlots = 64;       // partial gradients: balance for many threads, a small share of the work to add
+constexpr i64 kChunkTiles = 16;  // forward: rows handed to a thread at once
+constexpr i64 kBlocks = 4;       // Jacobian: value and three tangents, stacked as row blocks of one tile
+constexpr i64 kStacked = kBlocks * kTileRows;
+
+template <class T> using PlainOf = std::conditional_t<std::is_same_v<T, double>, F64, F32>;
+
+template <class T> struct Workspace {  // one thread's tiles in the caller's scalars
+  Scratch<T> x, y, dy, dx;
+};
+
+// Copies `count` rows of `columns` into a zero-padded tile of `tile_rows` x `padded`; rows lie `stride` apart.
+template <class T>
+void load_rows(const T* from, i64 stride, i64 count, i64 columns, T* tile, i64 padded) {
+  for (i64 r = 0; r < kTileRows; ++r) {
+    const i64 here = r < count ? columns : 0;
+    for (i64 c = 0; c < here; ++c) tile[r * padded + c] = from[r * stride + c];
+    for (i64 c = here; c < padded; ++c) tile[r * padded + c] = T(0);
+  }
+}
+template <class T>
+void store_rows(T* to, i64 stride, i64 count, i64 columns, const T* tile, i64 padded) {
+  for (i64 r = 0; r < count; ++r)
+    for (i64 c = 0; c < columns; ++c) to[r * stride + c] = tile[r * padded + c];
+}
+
+// The rows themselves where they already are a tile, else a padded copy.
+template <class T> const T* tile_of(const T* rows, i64 count, i64 columns, i64 padded, Scratch<T>& scratch) {
+  if (count == kTileRows && columns == padded) return rows;
+  T* tile = scratch.reserve(kTileRows * padded);
+  load_rows(rows, columns, count, columns, tile, padded);
+  return tile;
+}
+
+template <class P> MlpWeights<P>& packed_weights(const MlpShape& shape, const typename P::Scalar* parameters) {
+  thread_local MlpWeights<P> weights;  // of the calling thread; workers get a reference
+  weights.pack(shape, parameters);
+  return weights;
+}
+
+template <class P>
+void forward(const typename P::Scalar* x, const typename P::Scalar* parameters, typename P::Scalar* y, i64 rows,
+             const MlpShape& shape, i64 threads) {
+  using T = typename P::Scalar;
+  const MlpWeights<P>& weights = packed_weights<P>(shape, parameters);
+  parallel_chunks(threads, rows, kChunkTiles * kTileRows, [&](i64 begin, i64 end) {
+    thread_local MlpState<P> state;
+    thread_local Workspace<T> work;
+    state.reserve(shape, kTileRows);
+    for (i64 r = begin; r < end; r += kTileRows) {
+      const i64 count = min_of(kTileRows, end - r);
+      const T* tile = tile_of(x + r * shape.inputs, count, shape.inputs, shape.padded_inputs(), work.x);
+      const bool direct = count == kTileRows && shape.outputs == shape.padded_outputs();
+      T* out = direct ? y + r * shape.outputs : work.y.reserve(kTileRows * shape.padded_outputs());
+      mlp_infer(weights, state, tile, out, kTileRows);
+      mlp_output_activation(shape, out, count);
+      if (!direct) store_rows(y + r * shape.outputs, shape.outputs, count, shape.outputs, out, shape.padded_outputs());
+    }
+  });
+}
+
+// Calls body(tile, gradient) for every tile with the padded accumulator of the tile's slot, and adds the slots into the
+// flat `gradient` (set, not added to). With a null gradient body gets null.
+template <class T, class Body>
+void for_tiles_with_gradient(i64 tiles, const MlpShape& shape, T* gradient, i64 threads, const Body& body) {
+  const i64 slots = min_of(kSlots, tiles), size = mlp_gradient_size(shape);
+  thread_local Scratch<T> scratch;
+  T* partial = gradient ? scratch.reserve(max_of(slots, i64(1)) * size) : nullptr;
+  parallel_for(threads, slots, [&](i64 slot) {
+    T* own = gradient ? partial + slot * size : nullptr;
+    if (own) std::memset(own, 0, size * sizeof(T));
+    for (i64 tile = slot * tiles / slots; tile < (slot + 1) * tiles / slots; ++tile) body(tile, own);
+  });
+  if (!gradient) return;
+  std::memset(gradient, 0, shape.parameter_count() * sizeof(T));
+  if (!slots) return;
+  parallel_chunks(threads, size, 4096, [&](i64 begin, i64 end) {
+    for (i64 slot = 1; slot < slots; ++slot)
+      for (i64 k = begin; k < end; ++k) partial[k] += partial[slot * size + k];
+  });
+  mlp_add_gradient(shape, partial, gradient);
+}
+
+template <class P>
+void backward(const typename P::Scalar* x, const typename P::Scalar* parameters, const typename P::Scalar* dy,
+              typename P::Scalar* dx, typename P::Scalar* gradient, i64 rows, const MlpShape& shape, i64 threads) {
+  using T = typename P::Scalar;
+  const MlpWeights<P>& weights = packed_weights<P>(shape, parameters);
+  const i64 inputs = shape.inputs, padded = shape.padded_inputs(), tiles = (rows + kTileRows - 1) / kTileRows;
+  for_tiles_with_gradient(tiles, shape, gradient, threads, [&](i64 tile, T* sum) {
+    thread_local MlpState<P> state;
+    thread_local Workspace<T> work;
+    state.reserve(shape, kTileRows);
+    const i64 r = tile * kTileRows, count = min_of(kTileRows, rows - r);
+    const T* rows_x = tile_of(x + r * inputs, count, inputs, padded, work.x);
+    T* out = work.y.reserve(kTileRows * shape.padded_outputs());
+    T* d = work.dy.reserve(kTileRows * shape.padded_outputs());
+    mlp_forward(weights, state, rows_x, out, 0, kTileRows);
+    mlp_output_activation(shape, out, count);
+    load_rows(dy + r * shape.outputs, shape.outputs, count, shape.outputs, d, shape.padded_outputs());
+    mlp_output_activation_backward(shape, out, d, count);
+    const bool direct = count == kTileRows && inputs == padded;
+    T* rows_dx = !dx ? nullptr : direct ? dx + r * inputs : work.dx.reserve(kTileRows * padded);
+    mlp_backward(weights, state, rows_x, d, rows_dx, sum, 0, kTileRows);
+    if (dx && !direct) store_rows(dx + r * inputs, inputs, count, inputs, rows_dx, padded);
+  });
+}
+
+// ---- Value and Jacobian. A stacked tile is [value rows | tangent 0 | tangent 1 | tangent 2], so that every product of
+// the network is one call over 192 rows, and only the passes over activations couple the blocks.
+
+template <class T> struct Stack {
+  Scratch<T> input, output, gradient[2], value[kMlpMaxHidden], slope[kMlpMaxHidden];
+
+  void reserve(const MlpShape& shape) {
+    input.reserve(kStacked * shape.padded_inputs());
+    output.reserve(kStacked * shape.padded_outputs());
+    for (auto& g : gradient) g.reserve(kStacked * max_of(shape.width, shape.padded_inputs()));
+    for (i64 l = 0; l < shape.hidden; ++l) {
+      value[l].reserve(kStacked * shape.width);  // f(z), then f'(z) times the tangents of z
+      slope[l].reserve(kStacked * shape.width);  // f'(z), then the tangents of z
+    }
+  }
+};
+
+template <class T>
+void load_stack(const T* rows, const T* tangents, i64 r, i64 count, i64 columns, T* tile, i64 padded) {
+  load_rows(rows + r * columns, columns, count, columns, tile, padded);
+  for (i64 k = 0; k < 3; ++k)
+    load_rows(tangents + (3 * r + k) * columns, 3 * columns, count, columns, tile + (k + 1) * kTileRows * padded,
+              padded);
+}
+template <class T>
+void store_stack(T* rows, T* tangents, i64 r, i64 count, i64 columns, const T* tile, i64 padded) {
+  if (rows) store_rows(rows + r * columns, columns, count, columns, tile, padded);
+  if (!tangents) return;
+  for (i64 k = 0; k < 3; ++k)
+    store_rows(tangents + (3 * r + k) * columns, 3 * columns, count, columns, tile + (k + 1) * kTileRows * padded,
+               padded);
+}
+
+// slope holds the sums of a layer without bias; afterwards value and slope hold what Stack says.
+template <int Activation, class T> void activate_stack(T* value, T* slope, const T* bias, i64 width) {
+  for (i64 r = 0; r < kTileRows; ++r)
+    for (i64 c = 0; c < width; c += kLanes<T>) {
+      const i64 at = r * width + c;
+      Vec<T> f, d, z = load(slope + at);
+      if (bias) z += load(bias + c);
+      activate<Activation>(z, f, d);
+      store<T>(value + at, f);
+      store<T>(slope + at, d);
+      for (i64 k = 1; k < kBlocks; ++k) {
+        const i64 tangent = at + k * kTileRows * width;
+        store<T>(value + tangent, d * load(slope + tangent));
+      }
+    }
+}
+
+// g: gradients of the stacked activations, turned into gradients of the stacked sums.
+template <int Activation, class T> void activate_stack_backward(const T* value, const T* slope, T* g, i64 width) {
+  for (i64 r = 0; r < kTileRows; ++r)
+    for (i64 c = 0; c < width; c += kLanes<T>) {
+      const i64 at = r * width + c;
+      const Vec<T> f = load(value + at), d = load(slope + at);
+      Vec<T> coupled{};
+      for (i64 k = 1; k < kBlocks; ++k) {
+        const i64 tangent = at + k * kTileRows * width;
+        const Vec<T> dt = load(g + tangent);
+        coupled += dt * load(slope + tangent);
+        store<T>(g + tangent, d * dt);
+      }
+      Vec<T> dz = d * load(g + at);
+      if (Activation == kHiddenSoftplus) dz += T(kSoftplusBeta) * d * (T(1) - d) * coupled;
+      if (Activation == kHiddenSine) dz -= f * coupled;
+      store<T>(g + at, dz);
+    }
+}
+
+template <class P> void forward_stack(const MlpWeights<P>& weights, Stack<typename P::Scalar>& stack) {
+  using T = typename P::Scalar;
+  const MlpShape& shape = weights.shape();
+  const i64 width = shape.width, last = shape.hidden, outputs = shape.padded_outputs();
+  const T* input = stack.input.data;
+  i64 ld = shape.padded_inputs();
+  for (i64 l = 0; l < shape.hidden; ++l) {
+    T *value = stack.value[l].data, *slope = stack.slope[l].data;
+    multiply<P>(input, ld, kStacked, weights.forward(l), width, width, shape.layer_inputs(l), nullptr,
+                StoreScalar<P>{slope, width});
+    with_activation(shape.hidden_activation,
+                    [&](auto tag) { activate_stack<decltype(tag)::value>(value, slope, weights.bias(l), width); });
+    input = value;
+    ld = width;
+  }
+  T* out = stack.output.data;
+  multiply<P>(input, ld, kStacked, weights.forward(last), outputs, outputs, width, nullptr,
+              StoreScalar<P>{out, outputs});
+  if (shape.bias)
+    for (i64 r = 0; r < kTileRows; ++r)
+      for (i64 c = 0; c < outputs; ++c) out[r * outputs + c] += weights.bias(last)[c];
+}
+
+// stack.output holds the gradients of value and Jacobian; stack.gradient[0] gets those of the inputs.
+template <class P>
+void backward_stack(const MlpWeights<P>& weights, Stack<typename P::Scalar>& stack, typename P::Scalar* gradient) {
+  using T = typename P::Scalar;
+  const MlpShape& shape = weights.shape();
+  static thread_local MlpState<P> unused;  // plain precisions interleave nothing
+  const T* d = stack.output.data;
+  i64 ld = shape.padded_outputs();
+  for (i64 l = shape.hidden; l >= 0; --l) {
+    const i64 outputs = shape.layer_outputs(l), columns = l ? shape.width : shape.padded_inputs();
+    if (gradient) {
+      T* weight = gradient + shape.padded_offset(l);
+      add_weight_gradient<P>(unused, d, ld, outputs, l ? stack.value[l - 1].data : stack.input.data, columns, columns,
+                             kStacked, weight);
+      if (shape.bias) add_bias_gradient<P>(d, ld, outputs, kTileRows, weight + MlpShape::padded(outputs) * columns);
+    }
+    T* next = stack.gradient[l & 1].data;
+    multiply<P>(d, ld, kStacked, weights.backward(l), columns, columns, outputs, nullptr,
+                StoreScalar<P>{next, columns});
+    if (l)
+      with_activation(shape.hidden_activation, [&](auto tag) {
+        activate_stack_backward<decltype(tag)::value>(stack.value[l - 1].data, stack.slope[l - 1].data, next, columns);
+      });
+    d = next;
+    ld = columns;
+  }
+}
+
+template <class T>
+void jacobian(const T* x, const T* tangents, const T* parameters, T* value, T* out, i64 rows, const MlpShape& shape,
+              i64 threads) {
+  using P = PlainOf<T>;
+  const MlpWeights<P>& weights = packed_weights<P>(shape, parameters);
+  parallel_chunks(threads, rows, kTileRows, [&](i64 r, i64 end) {
+    thread_local Stack<T> stack;
+    stack.reserve(shape);
+    load_stack(x, tangents, r, end - r, shape.inputs, stack.input.data, shape.padded_inputs());
+    forward_stack(weights, stack);
+    store_stack(value, out, r, end - r, shape.outputs, stack.output.data, shape.padded_outputs());
+  });
+}
+
+template <class T>
+void jacobian_backward(const T* x, const T* tangents, const T* parameters, const T* dvalue, const T* djacobian, T* dx,
+                       T* dtangents, T* gradient, i64 rows, const MlpShape& shape, i64 threads) {
+  using P = PlainOf<T>;
+  const MlpWeights<P>& weights = packed_weights<P>(shape, parameters);
+  const i64 tiles = (rows + kTileRows - 1) / kTileRows;
+  for_tiles_with_gradient(tiles, shape, gradient, threads, [&](i64 tile, T* sum) {
+    thread_local Stack<T> stack;
+    stack.reserve(shape);
+    const i64 r = tile * kTileRows, count = min_of(kTileRows, rows - r);
+    load_stack(x, tangents, r, count, shape.inputs, stack.input.data, shape.padded_inputs());
+    forward_stack(weights, stack);
+    load_stack(dvalue, djacobian, r, count, shape.outputs, stack.output.data, shape.padded_outputs());
+    backward_stack(weights, stack, sum);
+    store_stack(dx, dtangents, r, count, shape.inputs, stack.gradient[0].data, shape.padded_inputs());
+  });
+}
+
+}  // namespace
+}  // namespace polyfield
+
+using namespace polyfield;
+
+#define SHAPE_ARGUMENTS \
+  i64 inputs, i64 outputs, i64 width, i64 hidden, i64 hidden_activation, i64 output_activation, i64 bias, i64 threads
+#define SHAPE \
+  MlpShape { inputs, outputs, width, hidden, hidden_activation, output_activation, bias }
+
+// x (rows, inputs), parameters (parameter_count), y and dy (rows, outputs); dx and gradient may be null.
+#define DEFINE_MLP(SUFFIX, P, T)                                                                                \
+  PF_API void pf_fused_mlp_forward_##SUFFIX(const T* x, const T* parameters, T* y, i64 rows, SHAPE_ARGUMENTS) { \
+    forward<P>(x, parameters, y, rows, SHAPE, threads);                                                         \
+  }                                                                                                             \
+  PF_API void pf_fused_mlp_backward_##SUFFIX(const T* x, const T* parameters, const T* dy, T* dx, T* gradient,  \
+                                             i64 rows, SHAPE_ARGUMENTS) {                                       \
+    backward<P>(x, parameters, dy, dx, gradient, rows, SHAPE, threads);                                         \
+  }
+DEFINE_MLP(f32, F32, float)
+DEFINE_MLP(f64, F64, double)
+DEFINE_MLP(bf16, BF16, float)
+
+// tangents (rows, 3, inputs), value (rows, outputs), jacobian (rows, 3, outputs); dx, dtangents, gradient may be null.
+// The output activation is not applied: callers use networks that have none.
+#define DEFINE_JACOBIAN(SUFFIX, T)                                                                                   \
+  PF_API void pf_fused_mlp_jacobian_##SUFFIX(const T* x, const T* tangents, const T* parameters, T* value,           \
+                                             T* out_jacobian, i64 rows, SHAPE_ARGUMENTS) {                           \
+    jacobian<T>(x, tangents, parameters, value, out_jacobian, rows, SHAPE, threads);                                 \
+  }                                                                                                                  \
+  PF_API void pf_fused_mlp_jacobian_backward_##SUFFIX(const T* x, const T* tangents, const T* parameters,            \
+                                                      const T* dvalue, const T* djacobian, T* dx, T* dtangents,      \
+                                                      T* gradient, i64 rows, SHAPE_ARGUMENTS) {                      \
+    jacobian_backward<T>(x, tangents, parameters, dvalue, djacobian, dx, dtangents, gradient, rows, SHAPE, threads); \
+  }
+DEFINE_JACOBIAN(f32, float)
+DEFINE_JACOBIAN(f64, double)

@@ -1,0 +1,37 @@
+// What every kernel header stands on: host/device qualifiers, fixed-width integers and scalar maths that need no
+// system header, so that NVRTC can compile the same text that GCC and Clang compile for the CPU.
+#pragma once
+
+#if defined(__CUDACC__) || defined(__CUDACC_RTC__)
+#define PF_HD __host__ __device__ __forceinline__
+#else
+#include <cmath>
+#define PF_HD inline __attribute__((always_inline))
+#endif
+
+namespace polyfield {
+
+using u8 = unsigned char;
+using u16 = unsigned short;
+using u32 = unsigned int;
+using u64 = unsigned long long;
+using i32 = int;
+using i64 = long long;
+
+#if !defined(__CUDACC__) && !defined(__CUDACC_RTC__)
+using std::ceil;
+using std::cos;
+using std::exp;
+using std::fabs;
+using std::floor;
+using std::log;
+using std::log1p;
+using std::sin;
+using std::sqrt;
+#endif
+
+template <class T> PF_HD T min_of(T a, T b) { return a < b ? a : b; }
+template <class T> PF_HD T max_of(T a, T b) { return a > b ? a : b; }
+template <class T> PF_HD T clamp(T value, T low, T high) { return min_of(max_of(value, low), high); }
+
+}  // namespace polyfield

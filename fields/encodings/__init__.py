@@ -1,0 +1,6 @@
+"""Maps from points and directions to features."""
+
+from ..ops.hash_encode import HashGridSpec as HashGridSpec
+from .frequency import FrequencyEncoding as FrequencyEncoding
+from .hash_grid import HashGridEncoding as HashGridEncoding
+from .spherical_harmonics import SphericalHarmonicsEncoding as SphericalHarmonicsEncoding

@@ -1,0 +1,39 @@
+"""NeRF's positional encoding as a module (see `fields.ops.frequency_encode` for columns and source)."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from ..errors import ConfigError
+from ..ops.frequency_encode import frequency_encode, frequency_features, frequency_value_and_jacobian
+
+
+class FrequencyEncoding(nn.Module):
+    """Inputs to sines and cosines of doubling frequency. No parameters.
+
+    Args:
+        octaves: number of frequencies, 1 to 32; NeRF uses 10 for positions and 4 for directions.
+        inputs: D, width of the input.
+        include_input: whether the input itself comes first.
+    """
+
+    features: int
+    """Width of the encoding."""
+
+    def __init__(self, octaves: int = 10, inputs: int = 3, include_input: bool = True) -> None:
+        super().__init__()
+        if not 1 <= octaves <= 32 or inputs < 1:
+            raise ConfigError(f"octaves must be 1 to 32 and inputs at least 1; got {octaves} and {inputs}")
+        self.octaves, self.inputs, self.include_input = octaves, inputs, include_input
+        self.features = frequency_features(inputs, octaves, include_input)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, inputs) -> (N, features)."""
+        return frequency_encode(x, self.octaves, self.include_input)
+
+    def value_and_jacobian(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(N, inputs) -> features (N, features) and d features / d x (N, inputs, features)."""
+        return frequency_value_and_jacobian(x, self.octaves, self.include_input)
+
+    def extra_repr(self) -> str:
+        return f"octaves={self.octaves}, inputs={self.inputs}, include_input={self.include_input}"

@@ -1,0 +1,261 @@
+"""The one optimisation loop: steps, schedule, clock, guards and checkpoints; used by training and by conversion.
+
+The loop knows no rays and no fields. A `Task` does one step and hands out its tensors; hooks look on. The learning rate depends on
+the step only: it rises over `warmup_steps`, stays, and decays exponentially from `decay_start` to the planned last
+step. With `max_seconds` the number of steps is fixed once, from the speed measured over the first part of the budget, and
+stored; resuming uses the stored plan, so an interrupted run equals an uninterrupted one.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from ..errors import ConfigError, NativeError
+
+
+class StepResult(NamedTuple):
+    """What one step says of itself."""
+
+    loss: float
+    finite: bool
+    """False: loss or gradients were not finite and nothing was changed."""
+    counts: dict[str, float]
+    """Rays, samples and whatever else belongs into the log."""
+
+
+class Task(Protocol):
+    """What is optimised."""
+
+    def step(self, step: int, lr_scale: float) -> StepResult:
+        """Do step `step` (from 0) with learning rates scaled by `lr_scale`."""
+        ...
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything that changes: parameters, optimiser moments, occupancy. The tensors themselves, not copies."""
+        ...
+
+    def scalars(self) -> dict[str, Any]:
+        """The rest of the state, as JSON values."""
+        ...
+
+    def load_scalars(self, values: dict[str, Any]) -> None:
+        """Take back what `scalars` gave (after the tensors were filled)."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoopConfig:
+    """How long and how fast."""
+
+    max_steps: int | None = None
+    """Total steps; a resumed run may raise it, the added steps then run at the final learning rate."""
+    max_seconds: float | None = None
+    """Budget in seconds from the first step, evaluation excluded."""
+    warmup_steps: int = 20
+    """Steps over which the learning rate rises linearly from 0."""
+    decay_from: float = 0.25
+    """Share of the steps (of the budget, with `max_seconds`) after which the learning rate decays."""
+    final_lr: float = 0.03
+    """Learning-rate factor at the planned last step."""
+    measure_share: float = 0.15
+    """Share of `max_seconds` after which the number of steps is fixed from the measured speed."""
+    guard_every: int = 250
+    """Steps between checks of all tensors for NaN and Inf, and between snapshots to roll back to."""
+    max_rollbacks: int = 3
+    """Roll-backs before giving up."""
+
+    def __post_init__(self) -> None:
+        if (self.max_steps is None) == (self.max_seconds is None):
+            raise ConfigError("exactly one of max_steps and max_seconds must be given")
+        if self.max_steps is not None and self.max_steps < 1:
+            raise ConfigError(f"max_steps must be at least 1; got {self.max_steps}")
+        if self.max_seconds is not None and not self.max_seconds > 0:
+            raise ConfigError(f"max_seconds must be positive; got {self.max_seconds}")
+
+
+@dataclass
+class LoopState:
+    """Where a run is. Written to checkpoints."""
+
+    step: int = 0
+    """Steps done."""
+    seconds: float = 0.0
+    """Training time so far, evaluation and other excluded work not counted."""
+    plan_steps: int | None = None
+    """Last step of the schedule, once known."""
+    decay_start: int | None = None
+    """First step of the decay, once known."""
+    total_steps: int | None = None
+    """Where the run ends (beyond `plan_steps` where a resumed run was prolonged)."""
+    skipped: int = 0
+    """Steps that were not finite and changed nothing."""
+    rollbacks: int = 0
+    lr_damping: float = 1.0
+    """Halved by each roll-back."""
+    result: StepResult = field(default_factory=lambda: StepResult(float("nan"), True, {}))
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON form; the last step's result is not part of the state."""
+        return {k: v for k, v in self.__dict__.items() if k != "result"}
+
+    @staticmethod
+    def from_dict(values: dict[str, Any]) -> LoopState:
+        return LoopState(**values)
+
+
+class Clock:
+    """Counts the seconds of training; `with clock.paused()` leaves work out."""
+
+    def __init__(self, seconds: float) -> None:
+        self._before = seconds
+        self._start = time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        return self._before + time.perf_counter() - self._start
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        begin = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._start += time.perf_counter() - begin
+
+
+Hook = Callable[[LoopState, Clock], None]
+"""Called after every step. A hook that evaluates does so inside `clock.paused()`."""
+
+
+def lr_scale(step: int, state: LoopState, config: LoopConfig) -> float:
+    """Learning-rate factor of a step."""
+    scale = min(1.0, (step + 1) / max(1, config.warmup_steps))
+    if state.decay_start is not None and state.plan_steps is not None and step > state.decay_start:
+        share = min(1.0, (step - state.decay_start) / max(1, state.plan_steps - state.decay_start))
+        scale *= config.final_lr**share
+    return scale * state.lr_damping
+
+
+def optimise(task: Task, config: LoopConfig, hooks: Sequence[Hook] = (), state: LoopState | None = None) -> LoopState:
+    """Run `task` to the end of its plan.
+
+    Args:
+        state: of an earlier run to continue; the task's tensors must already be those of that state.
+
+    Raises:
+        NativeError: tensors stayed non-finite after `max_rollbacks` roll-backs; the text names the tensor.
+        KeyboardInterrupt: passed through; the task is then between two steps, so that its state can be saved.
+    """
+    state = state or LoopState()
+    _plan_from_steps(state, config)
+    clock = Clock(state.seconds)
+    snapshot = _Snapshot(task, state)
+    marks: list[tuple[int, float]] = []
+    interrupted: list[BaseException] = []
+    while state.total_steps is None or state.step < state.total_steps:
+        with _deferred_interrupt(interrupted):
+            result = task.step(state.step, lr_scale(state.step, state, config))
+            state.step += 1
+            state.seconds = clock.seconds
+            state.skipped += not result.finite
+            state.result = result
+            marks.append((state.step, state.seconds))
+            if state.total_steps is None:
+                _plan_from_speed(state, config, marks)
+            last = state.step == state.total_steps
+            if state.step % config.guard_every == 0 or last:
+                _guard(task, state, snapshot, config)
+            for hook in hooks:
+                hook(state, clock)
+        if interrupted:
+            raise interrupted[0]
+    state.seconds = clock.seconds
+    return state
+
+
+def _plan_from_steps(state: LoopState, config: LoopConfig) -> None:
+    if config.max_steps is None:
+        return
+    if state.plan_steps is None:
+        state.plan_steps = config.max_steps
+        state.decay_start = int(config.decay_from * config.max_steps)
+    state.total_steps = max(config.max_steps, state.step)
+
+
+def _plan_from_speed(state: LoopState, config: LoopConfig, marks: list[tuple[int, float]]) -> None:
+    """Fix the number of steps once. The speed is that of the second half of what was measured, since the first steps march
+    through space that is not yet known to be empty."""
+    budget = config.max_seconds
+    assert budget is not None
+    if state.seconds < config.measure_share * budget:
+        return
+    step0, seconds0 = marks[len(marks) // 2]
+    if state.step == step0:  # a single step used up the measuring time
+        step0, seconds0 = 0, 0.0
+    per_step = (state.seconds - seconds0) / (state.step - step0)
+    remaining = max(0.0, budget - state.seconds)
+    state.total_steps = state.plan_steps = state.step + int(remaining / per_step)
+    state.decay_start = max(state.step, int(config.decay_from * state.plan_steps))
+
+
+class _Snapshot:
+    """A copy of the task to fall back to."""
+
+    def __init__(self, task: Task, state: LoopState) -> None:
+        self.copies = {name: tensor.detach().clone() for name, tensor in task.tensors().items()}
+        self.scalars, self.step = task.scalars(), state.step
+
+    def take(self, task: Task, state: LoopState) -> None:
+        for name, tensor in task.tensors().items():
+            self.copies[name].copy_(tensor.detach())
+        self.scalars, self.step = task.scalars(), state.step
+
+    @torch.no_grad()
+    def restore(self, task: Task) -> None:
+        for name, tensor in task.tensors().items():
+            tensor.copy_(self.copies[name])
+        task.load_scalars(self.scalars)
+
+
+def _guard(task: Task, state: LoopState, snapshot: _Snapshot, config: LoopConfig) -> None:
+    bad = next((n for n, t in task.tensors().items() if t.is_floating_point() and not _is_finite(t)), None)
+    if bad is None:
+        snapshot.take(task, state)
+        return
+    state.rollbacks += 1
+    if state.rollbacks > config.max_rollbacks:
+        raise NativeError(
+            f"tensor {bad!r} is not finite at step {state.step}, after {config.max_rollbacks} roll-backs with halved learning "
+            "rates; try --precision fp32 or look for NaN in the poses and images"
+        )
+    snapshot.restore(task)
+    state.lr_damping *= 0.5
+
+
+@torch.no_grad()
+def _is_finite(tensor: Tensor) -> bool:
+    # A sum is NaN or Inf if any element is; one pass and no temporary. Sums of finite float32 values overflow only
+    # beyond 1e38, which is as good as non-finite here.
+    return bool(torch.isfinite(tensor.sum()))
+
+
+@contextmanager
+def _deferred_interrupt(caught: list[BaseException]) -> Iterator[None]:
+    """Ctrl-C inside the block is held back until its end, so that a step is done wholly or not at all."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.signal(signal.SIGINT, lambda *_: caught.append(KeyboardInterrupt()))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)

@@ -1,0 +1,194 @@
+"""`polyfield render`: stills and films of a trained model along an orbit, a spiral or cameras from a file."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+
+from ...fields.errors import ConfigError
+from . import run_folder
+from .arguments import parse
+from .errors import OK
+from .eval import pick_device
+from .progress import show_count
+
+if TYPE_CHECKING:
+    from ...fields.geometry import Cameras
+    from ...fields.model import Model
+
+CHANNELS = ("rgb", "depth", "normal", "alpha")
+_FILM_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm")
+_MAX_SIDE = 1 << 14
+_NUMBER_OF_FRAMES = 120
+
+
+@dataclass(frozen=True, kw_only=True)
+class Render:
+    """Make stills or a film of a trained model.
+
+    The path is one of --orbit N (a circle; needs nothing but the model), --path spiral (around the mean of the training
+    cameras, for forward-facing captures), --path orbit, or --cameras FILE (layout of transforms.json, in the data set's
+    own frame; a scene's folder gives all of its cameras).
+
+    Examples:
+      polyfield render runs/lego-hash-1 --orbit 120 --out orbit.mp4
+      polyfield render runs/fern-hash-1 --path spiral --size 504x378 --out fern.mp4
+      polyfield render runs/lego-hash-1 --cameras data/lego/transforms_test.json --channels rgb,depth --out stills
+    """
+
+    model: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="MODEL")]
+    """Model file, or the run folder that holds one."""
+    out: Path
+    """Folder for stills (PNG, numbered), or a file ending in .mp4 for a film."""
+    orbit: int | None = None
+    """A full circle of this many frames."""
+    path: Literal["orbit", "spiral"] | None = None
+    """A path of --frames frames."""
+    cameras: Path | None = None
+    """Camera file in the layout of transforms.json, or a scene's folder."""
+    frames: int = _NUMBER_OF_FRAMES
+    """Frames of --path."""
+    size: str | None = None
+    """WIDTHxHEIGHT in pixels. None: that of the training cameras where known, else 800x800."""
+    fps: float = 30.0
+    """Frames per second of a film."""
+    channels: str = "rgb"
+    """Any of rgb, depth, normal, alpha, joined by commas. A film has one file per channel (NAME-depth.mp4, ...)."""
+    elevation: float | None = None
+    """Height of an orbit above its centre as an angle, degrees. None: the training cameras' if known, else 25."""
+    radius: float | None = None
+    """Distance of an orbit from its centre, dataset units. None: the training cameras', or so that the scene fits."""
+    fov: float | None = None
+    """Horizontal field of view of an orbit, degrees. None: that of the training cameras where known, else 40."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to render."""
+
+    def __post_init__(self) -> None:
+        given = [
+            n for n, v in (("--orbit", self.orbit), ("--path", self.path), ("--cameras", self.cameras)) if v is not None
+        ]
+        if len(given) != 1:
+            raise ConfigError(
+                f"give one of --orbit N, --path spiral and --cameras FILE; got {' and '.join(given) or 'none'}"
+            )
+        for name, frames in (("--orbit", self.orbit), ("--frames", self.frames)):
+            if frames is not None and not 1 <= frames <= 100_000:
+                raise ConfigError(f"{name} must be 1 to 100000 frames; got {frames}")
+        if not 0 < self.fps <= 1000:
+            raise ConfigError(f"--fps must be above 0 and at most 1000 frames per second; got {self.fps:g}")
+        if self.fov is not None and not 0 < self.fov < 170:
+            raise ConfigError(f"--fov must be above 0 and below 170 degrees; got {self.fov:g}")
+        if self.elevation is not None and not -90 <= self.elevation <= 90:
+            raise ConfigError(f"--elevation must be -90 to 90 degrees; got {self.elevation:g}")
+        if self.radius is not None and not 0 < self.radius < float("inf"):
+            raise ConfigError(f"--radius must be positive (dataset units); got {self.radius:g}")
+        unknown = [c for c in self.channel_list() if c not in CHANNELS]
+        if unknown or len(set(self.channel_list())) != len(self.channel_list()):
+            raise ConfigError(f"--channels must be different ones of {','.join(CHANNELS)}; got {self.channels!r}")
+        self.pixels()
+        if (
+            self.out.suffix
+            and not self.is_film()
+            and not self.out.is_dir()
+            and self.out.suffix.lower() in (".png", ".gif", ".avi")
+        ):
+            raise ConfigError(f"--out must be a folder for PNG stills or a file ending in .mp4; got {self.out}")
+
+    def channel_list(self) -> list[str]:
+        """Channels in the order given."""
+        return [c.strip() for c in self.channels.split(",")]
+
+    def pixels(self) -> tuple[int, int] | None:
+        """(width, height), or None."""
+        if self.size is None:
+            return None
+        match = re.fullmatch(r"(\d{1,5})[xX](\d{1,5})", self.size)
+        if match is None or not all(1 <= int(side) <= _MAX_SIDE for side in match.groups()):
+            raise ConfigError(
+                f"--size must be WIDTHxHEIGHT, sides 1 to {_MAX_SIDE}, such as 800x600; got {self.size!r}"
+            )
+        return int(match[1]), int(match[2])
+
+    def is_film(self) -> bool:
+        """Whether --out names a film."""
+        return self.out.suffix.lower() in _FILM_SUFFIXES
+
+
+def run(arguments: Sequence[str]) -> int:
+    """The command."""
+    command = parse(Render, arguments, "polyfield render")
+    from ...fields.model import Model
+    from ...fields.render.render import render
+    from ..pictures import FilmWriter, StillWriter
+
+    model = Model.load(run_folder.model_file(command.model), device=pick_device(command.device))
+    cameras = path_of(command, model)
+    writer_type = FilmWriter if command.is_film() else StillWriter
+    writing = writer_type(command.out, command.channel_list(), model, cameras, fps=command.fps)
+    with writing as writer, show_count("rendering") as report:
+        for index in range(len(cameras)):
+            writer.add(render(model, cameras[index]))
+            report(index + 1, len(cameras))
+    for file in writer.written:
+        print(file)
+    return OK
+
+
+def path_of(command: Render, model: Model) -> Cameras:
+    """The cameras to render, in the model's scene frame."""
+    from .. import camera_paths
+
+    to_scene = model.to_dataset.inverse()
+    size = command.pixels()
+    if command.cameras is not None:
+        return _read(command.cameras, size).transformed(to_scene)
+    known = _training_cameras(command.model)
+    trained = None if known is None else known.transformed(to_scene)
+    if trained is not None and size is None:
+        size = (int(trained.width[0]), int(trained.height[0]))
+    if command.path == "spiral":
+        if trained is None:
+            raise ConfigError(
+                f"--path spiral needs the training cameras: give the run folder instead of {command.model}, "
+                "or use --orbit N"
+            )
+        return camera_paths.spiral(trained, command.frames, size=size)
+    view = camera_paths.view_of_bounds(model.representation.bounds)
+    if trained is not None:
+        view = camera_paths.view_of_cameras(trained)
+    view = view._replace(
+        elevation_deg=view.elevation_deg if command.elevation is None else command.elevation,
+        radius=view.radius if command.radius is None else command.radius * to_scene.scale,
+        fov_deg=view.fov_deg if command.fov is None else command.fov,
+    )
+    return camera_paths.orbit(view, command.orbit or command.frames, size=size or camera_paths.DEFAULT_SIZE)
+
+
+def _read(path: Path, size: tuple[int, int] | None) -> Cameras:
+    """Cameras of a file or of a scene's folder, dataset frame."""
+    from ..camera_paths import read_cameras
+
+    if not path.is_dir():
+        return read_cameras(path, size=size)
+    if (path / "transforms.json").is_file():
+        return read_cameras(path / "transforms.json", size=size)
+    from ..scene import load_scene
+
+    scene = load_scene(str(path))
+    if size is not None:
+        print("polyfield: warning: --size is not used with the cameras of a scene's folder", file=sys.stderr)
+    return scene.cameras.transformed(scene.to_scene.inverse())
+
+
+def _training_cameras(model: Path) -> Cameras | None:
+    """Cameras that `train` kept beside the model, dataset frame; None for a model file elsewhere."""
+    from ..camera_paths import read_cameras
+
+    file = (model if model.is_dir() else model.parent) / run_folder.CAMERAS
+    return read_cameras(file) if file.is_file() else None

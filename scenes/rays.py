@@ -1,0 +1,66 @@
+"""Training rays of a scene: random pixels of the training frames, the same for the same (seed, step)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ..fields.geometry import Cameras, refine
+from ..fields.optim.radiance import RayBatch
+from .scene import Scene
+
+
+class SceneRays:
+    """`fields.optim.radiance.RaySource` over some frames of a scene."""
+
+    def __init__(
+        self,
+        scene: Scene,
+        frames: Tensor,
+        *,
+        seed: int = 0,
+        pose_delta: nn.Parameter | None = None,
+    ) -> None:
+        """Args:
+        frames: (F,) int64 frames to draw from.
+        pose_delta: (all frames, 6) learned corrections of the poses, or None.
+        """
+        self.scene, self.frames, self.seed, self.pose_delta = scene, frames, seed, pose_delta
+        self.width, self.height = scene.cameras.width.long(), scene.cameras.height.long()
+        self.masked = scene.images.masks is not None
+
+    def batch(self, step: int, count: int) -> RayBatch:
+        """`count` rays through pixel centres, frames and pixels uniform, masked pixels left out."""
+        generator = torch.Generator().manual_seed((self.seed * 0x9E3779B97F4A7C15 + step) % (1 << 63))
+        frames, x, y = self._pixels(count, generator)
+        pixels = torch.stack([x, y], 1).float() + 0.5
+        rays = self.cameras().rays(frames, pixels)
+        color = self.scene.images.sample(frames, x, y).float() * (1 / 255)
+        backgrounds = torch.rand(count, 3, generator=generator)
+        if color.shape[1] == 4:
+            alpha = color[:, 3:]
+            color = color[:, :3] * alpha + backgrounds * (1 - alpha)
+        return RayBatch(rays, color, backgrounds, frames)
+
+    def cameras(self) -> Cameras:
+        """The scene's cameras with the learned corrections."""
+        return self.scene.cameras if self.pose_delta is None else refine(self.scene.cameras, self.pose_delta)
+
+    def _pixels(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """(count,) frames, columns and rows. Of masked pixels the draw is repeated, a few times, in the masked places."""
+        frames, x, y = self._draw(count, generator)
+        for _ in range(8 if self.masked else 0):
+            hidden = self.scene.images.sample_masks(frames, x, y) == 0
+            missing = int(hidden.sum())
+            if not missing:
+                break
+            frames[hidden], x[hidden], y[hidden] = self._draw(missing, generator)
+        return frames, x, y
+
+    def _draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        frames = self.frames[torch.randint(len(self.frames), (count,), generator=generator)]
+        u, v = torch.rand(2, count, generator=generator).unbind(0)
+        width, height = self.width[frames], self.height[frames]
+        x = (u * width).long().clamp_(max=width - 1)
+        y = (v * height).long().clamp_(max=height - 1)
+        return frames, x, y

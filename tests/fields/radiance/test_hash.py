@@ -1,0 +1,82 @@
+"""The hash field keeps the contract of radiance fields."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from polyfield.fields import HashField, HashFieldConfig
+from polyfield.fields.errors import ConfigError
+from polyfield.fields.ops.hash_encode import HashGridSpec
+
+SMALL = HashGridSpec(levels=4, base_resolution=4, finest_resolution=32, log2_table_size=10)
+
+
+def make_field(**changes) -> HashField:
+    field = HashField(HashFieldConfig(grid=SMALL, **changes), seed=1)
+    with torch.no_grad():
+        field.encoding.table.mul_(3e3)  # so that features matter
+    return field
+
+
+@pytest.mark.parametrize("count", [0, 1, 33])
+def test_shapes_are_those_of_the_contract(count):
+    field = make_field()
+    x, d = torch.rand(count, 3) * 2 - 1, torch.nn.functional.normalize(torch.randn(count, 3), dim=1)
+    geometry = field.geometry(x)
+    assert geometry.density_raw.shape == (count,)
+    assert geometry.features.shape == (count, field.feature_count)
+    rgb = field.radiance(geometry.features, d)
+    assert rgb.shape == (count, 3)
+    assert bool(((rgb >= 0) & (rgb <= 1)).all())
+
+
+def test_density_does_not_depend_on_direction_and_colour_does():
+    field = make_field()
+    features = field.geometry(torch.rand(50, 3) * 2 - 1).features
+    a = torch.nn.functional.normalize(torch.randn(50, 3), dim=1)
+    assert float((field.radiance(features, a) - field.radiance(features, -a)).detach().abs().max()) > 1e-4
+
+
+@pytest.mark.parametrize("extent", [1.0, 4.0])
+def test_outside_its_bounds_a_field_answers_as_at_the_nearest_point(extent):
+    field = make_field(extent=extent)
+    x = torch.randn(200, 3) * 3 * extent
+    inside = x.clamp(-extent, extent)
+    torch.testing.assert_close(field.geometry(x).density_raw, field.geometry(inside).density_raw)
+
+
+def test_contraction_covers_all_of_space():
+    field = make_field(contraction="sphere")
+    unit = field.to_unit(torch.randn(500, 3) * torch.logspace(-3, 6, 500)[:, None])
+    assert bool(((unit >= 0) & (unit <= 1)).all())
+
+
+def test_gradients_reach_every_parameter_and_the_position():
+    field = make_field()
+    x = (torch.rand(100, 3) * 2 - 1).requires_grad_()
+    geometry = field.geometry(x)
+    loss = geometry.density_raw.sum() + field.radiance(geometry.features, torch.eye(3)[torch.arange(100) % 3]).sum()
+    loss.backward()
+    assert x.grad is not None
+    assert float(x.grad.abs().sum()) > 0
+    assert all(p.grad is not None and float(p.grad.abs().sum()) > 0 for p in field.parameters())
+
+
+def test_one_seed_gives_one_field():
+    a, b, c = (HashField(HashFieldConfig(grid=SMALL), seed=s).state_dict() for s in (3, 3, 4))
+    assert all(torch.equal(a[k], b[k]) for k in a)
+    assert not all(torch.equal(a[k], c[k]) for k in a)
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"contraction": "cone"}, "contraction must be one of"),
+        ({"extent": 0.0}, "extent must be positive"),
+        ({"features": 16}, "features must be 1 to 15"),
+        ({"sh_bands": 5}, "sh_bands must be 1 to 4"),
+    ],
+)
+def test_settings_out_of_range_are_named(changes, text):
+    with pytest.raises(ConfigError, match=text):
+        HashFieldConfig(**changes)

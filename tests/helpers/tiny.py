@@ -1,0 +1,52 @@
+"""A scene small enough to train on in a test: a coloured ball, 12 views of 24 x 24 pixels, made without any file."""
+
+from __future__ import annotations
+
+import torch
+from polyfield.fields import Cameras, Similarity
+from polyfield.fields.geometry import look_at
+from polyfield.scenes.images import Images
+from polyfield.scenes.scene import Scene
+
+SIDE = 24
+
+
+def tiny_scene() -> Scene:
+    """RGBA, object-like, in the scene frame; frames 0 to 9 train, 10 and 11 test."""
+    k = torch.arange(12) + 0.5
+    z, angle = 1 - 2 * k / 12, k * 2.399963
+    radius = (1 - z * z).sqrt()
+    position = 3.0 * torch.stack([radius * angle.cos(), radius * angle.sin(), z], 1)
+    poses = torch.stack([look_at(p, torch.zeros(3), torch.tensor([0.0, 0.0, 1.0])) for p in position])
+    focal = SIDE * 1.4
+    cameras = Cameras.create(
+        world_from_camera=poses,
+        intrinsics=torch.tensor([[focal, focal, SIDE / 2, SIDE / 2]]).expand(12, 4).contiguous(),
+        width=SIDE,
+        height=SIDE,
+    )
+    pixels = []
+    for frame in range(12):
+        origins, directions = cameras.image_rays(frame)
+        along = -(origins * directions).sum(1)
+        nearest = origins + along[:, None] * directions
+        distance = nearest.norm(dim=1)
+        half = (0.36 - distance.square()).clamp(min=0).sqrt()
+        hit = origins + (along - half)[:, None] * directions
+        color = hit / 0.6 * 0.4 + 0.5
+        alpha = (distance < 0.6).float()
+        pixels.append(torch.cat([color.clamp(0, 1), alpha[:, None]], 1))
+    stored = (torch.cat(pixels) * 255).round().to(torch.uint8)
+    return Scene(
+        name="tiny",
+        kind="object",
+        cameras=cameras,
+        images=Images(pixels=stored, offsets=torch.arange(12) * SIDE * SIDE, sizes=[(SIDE, SIDE)] * 12),
+        splits={"train": torch.arange(10), "test": torch.tensor([10, 11])},
+        to_scene=Similarity.identity(),
+        points=None,
+        bounds=torch.tensor([[-1.0] * 3, [1.0] * 3]),
+        background="white",
+        warnings=[],
+        protocol={},
+    )
