@@ -1,12 +1,15 @@
 """The same train step written well in plain torch: what users get without native kernels.
 
-Three forms of one model (hash grid with dense coarse levels, density and colour networks, compositing, MSE, fused Adam):
+Forms of one model (hash grid with dense coarse levels, density and colour networks, compositing, MSE, fused Adam):
 
 - `eager`: all levels in one table with int64 hashing, the way published pure-torch hash encodings are written; not
   compiled;
 - `tuned`: one table a level (so that gradients stay small), int32 hashing with wrap-around, harmonics once a ray; run
   through `torch.compile`;
 - `tuned` under bf16 autocast.
+
+- `truth`: `eager` in float64, for the gates. Lattice positions are rounded to float32 as everybody else's are: at 2048
+  steps that rounding alone moves a position by 6e-5 of a cell, which is no fault of anybody's gradients.
 
 The tuned form is that of the prototype that this project was measured against first (587 ms a step there, on two Zen 5
 cores); its inputs are the product's, its table sizes too. Samples are packed with the same number for every ray.
@@ -33,7 +36,7 @@ class TorchModel:
         self.spec, self.form = spec, form
         self.levels = spec.grid.level_table()
         rows = [start.table[level.offset : level.offset + level.size] for level in self.levels]
-        tables = [start.table] if form == "eager" else rows
+        tables = rows if form == "tuned" else [start.table]
         self.tables = [table.clone().requires_grad_() for table in tables]
         self.density = _weights(start.density, spec.density.layer_shapes)
         self.color = _weights(start.color, spec.color.layer_shapes)
@@ -52,12 +55,13 @@ class TorchModel:
 
     def loss(self, batch: RadianceBatch) -> Tensor:
         x, rays = batch.positions, batch.directions.shape[0]
-        encoded = self._encode_eager(x) if self.form == "eager" else self._encode_tuned(x)
+        encoded = self._encode_tuned(x) if self.form == "tuned" else self._encode_eager(x)
         head = _network(encoded, self.density)
         basis = spherical_harmonics_reference(batch.directions, self.spec.sh_bands)
         basis = basis[:, None].expand(rays, x.shape[0] // rays, -1).reshape(x.shape[0], -1)
         rgb = _network(torch.cat([head[:, 1:], basis], 1), self.color).sigmoid()
-        optical = (head[:, 0].float().exp() * batch.deltas).view(rays, -1)
+        raw = head[:, 0] if self.form == "truth" else head[:, 0].float()  # autocast leaves bf16 here
+        optical = (raw.exp() * batch.deltas).view(rays, -1)
         before = optical.cumsum(1) - optical
         weights = torch.exp(-before) * (1 - torch.exp(-optical))
         image = (weights[..., None] * rgb.view(rays, -1, 3)).sum(1)
@@ -75,9 +79,11 @@ class TorchModel:
         features = []
         for level in self.levels:
             position = x * level.scale + 0.5
+            if self.form == "truth":
+                position = position.float().double()
             low = position.floor().long()
             fraction = position - low
-            total = torch.zeros(())
+            total = torch.zeros((), dtype=x.dtype)
             for corner in range(8):
                 bits = torch.tensor([corner & 1, corner >> 1 & 1, corner >> 2])
                 c = low + bits

@@ -46,7 +46,7 @@ def foreign_share(seconds: float = 1.0) -> float | None:
 
 
 def demand_quiet(force: bool, *, patience: float = 60.0) -> None:
-    """Returns once the machine is quiet; exits with 3 when it is not within `patience` seconds. `force` returns at once."""
+    """Returns once the machine is quiet; exits with 3 when it is not within `patience` seconds. `force`: at once."""
     if force:
         return
     deadline = time.monotonic() + patience

@@ -13,7 +13,8 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from polyfield.fields import Model, render
+from polyfield.fields import Model
+from polyfield.fields.render import render
 from polyfield.fields.ops.activations import density_from_raw
 from polyfield.scenes import TrainOptions, load_scene, train_scene
 
@@ -30,8 +31,8 @@ def main() -> None:
     scene = load_scene(arguments.scene)
     print(f"{scene.name}: {len(scene.cameras)} photos, a capture of kind {scene.kind!r}")
 
-    # Options of the command line are fields of TrainOptions; `report` is called while it trains.
-    options = TrainOptions(max_steps=arguments.steps, seed=0)
+    # Options of the command line are fields of TrainOptions. Steps of a quarter of the usual size are for a quick look.
+    options = TrainOptions(max_steps=arguments.steps, samples=1 << 16, seed=0)
     result = train_scene(scene, options, run=arguments.out)
     print(f"trained {result.steps} steps in {result.train_seconds:.1f} s with {result.precision}")
 

@@ -16,5 +16,4 @@ from .radiance import HashFieldConfig as HashFieldConfig
 from .render import Frame as Frame
 from .render import MarchConfig as MarchConfig
 from .render import OccupancyGrid as OccupancyGrid
-from .render import render as render
 from .render import render_rays as render_rays

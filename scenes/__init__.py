@@ -1,5 +1,33 @@
-"""Where data comes from and how people drive the engine: scenes, their files, training and the command line."""
+"""Where data comes from and how people drive the engine: scenes, their files, training and the command line.
 
-from .images import Images as Images
-from .scene import Scene as Scene
-from .scene import load_scene as load_scene
+The names below are imported when first asked for, so that `polyfield --help` needs no torch.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .images import Images as Images
+    from .scene import Scene as Scene
+    from .scene import load_scene as load_scene
+    from .train import Progress as Progress
+    from .train import TrainOptions as TrainOptions
+    from .train import TrainResult as TrainResult
+    from .train import train_scene as train_scene
+
+_HOMES = {
+    "Images": "images",
+    "Scene": "scene",
+    "load_scene": "scene",
+    "Progress": "train",
+    "TrainOptions": "train",
+    "TrainResult": "train",
+    "train_scene": "train",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f".{_HOMES[name]}", __name__), name)

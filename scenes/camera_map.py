@@ -1,13 +1,14 @@
 """How do the cameras of a scene lie? A picture with a view from above and one from the side, in scene units.
 
-Each camera is drawn as its viewing pyramid, coloured by split, with a roof on the edge that is up in the photo; panoramas
-as circles. The unit box [-1, 1]^3, the box of what is to be reconstructed (dashed), the axes and the sparse points show
-what they look at. Wrong conventions are seen at once: pyramids that point outwards, lie on their side or stand on
-their heads.
+Each camera is drawn as its viewing pyramid, coloured by split, with a roof on the edge that is up in the photo;
+panoramas as circles. The unit box [-1, 1]^3, the box of what is to be reconstructed (dashed), the axes and the sparse
+points show what they look at. Wrong conventions are seen at once: pyramids that point outwards, lie on their side or
+stand on their heads.
 """
 
 from __future__ import annotations
 
+import itertools
 from typing import NamedTuple
 
 import numpy as np
@@ -143,7 +144,7 @@ def _pyramids(cameras: Cameras) -> _Pyramids:
     typical = float(eyes.norm(dim=1).median()) or 1.0
     if len(cameras) > 1:  # not much longer than the way to the next camera
         gaps = torch.cdist(eyes, eyes) + torch.eye(len(eyes), dtype=torch.float64) * 1e30
-        typical = min(typical, max(8 * float(gaps.amin(1).median()), 0.3 * typical))
+        typical = min(typical, max(8 * float(gaps.amin(1).median()), 0.6 * typical))
     frames = torch.arange(len(cameras))
     corners = [eyes]
     for x, y in ((0, 0), (1, 0), (1, 1), (0, 1)):
@@ -156,7 +157,7 @@ def _pyramids(cameras: Cameras) -> _Pyramids:
 
 
 def _extent(pyramids: _Pyramids) -> tuple[np.ndarray, float]:
-    """(centre (3,), half size) of what the panels show: unit box and cameras; strays beyond five times the rest are cut."""
+    """(centre (3,), half size) of what the panels show: unit box and cameras, but strays beyond five times the rest."""
     corners = pyramids.corners.reshape(-1, 3)
     corners = corners[np.isfinite(corners).all(axis=1)]
     reach = np.abs(corners).max(axis=1)
@@ -198,7 +199,8 @@ def _draw_panel(sheet: _Sheet, panel: _Panel, extent: tuple[np.ndarray, float], 
         away = (tip - origin) / max(float(np.linalg.norm(tip - origin)), 1e-9)
         normal = np.array([-away[1], away[0]])
         sheet.polygon([tip + away * 9, tip + normal * 4.5, tip - normal * 4.5], _AXIS_COLORS[axis])
-        sheet.text(*(tip + away * 20), "xyz"[axis], 13, _AXIS_COLORS[axis], "mm")
+        label_x, label_y = (tip + away * 20).tolist()
+        sheet.text(label_x, label_y, "xyz"[axis], 13, _AXIS_COLORS[axis], "mm")
 
 
 def _draw_box(sheet: _Sheet, panel: _Panel, extent, box: np.ndarray, color: str, *, dashed: bool) -> None:
@@ -209,7 +211,7 @@ def _draw_box(sheet: _Sheet, panel: _Panel, extent, box: np.ndarray, color: str,
     if not dashed:
         sheet.line(places, color, 1.6)
         return
-    for start, end in zip(places[:-1], places[1:], strict=True):
+    for start, end in itertools.pairwise(places):
         length = float(np.linalg.norm(end - start))
         # A box far larger than the panel needs no dashes outside of it.
         count = min(int(length / 7), 4000)
@@ -254,7 +256,7 @@ def _draw_legend(sheet: _Sheet, splits: dict[str, Tensor], points: Tensor | None
         sheet.polygon([(x, y), (x + 14, y), (x + 14, y - 11), (x, y - 11)], color)
         x += 22 + sheet.text(x + 20, y, f"{len(frames)} {name}", 13) + 26
     sheet.line([(x, y - 5), (x + 18, y - 5)], _INK, 1.6)
-    x += 24 + sheet.text(x + 24, y, "unit box [-1, 1]\u00b3", 13) + 26
+    x += 24 + sheet.text(x + 24, y, "region of interest, [-1, 1] along each axis", 13) + 26
     if bounds is not None and float((bounds.abs() - 1).abs().max()) > 1e-3:
         for k in range(3):
             sheet.line([(x + 7 * k, y - 5), (x + 7 * k + 4, y - 5)], _FAINT, 1.4)

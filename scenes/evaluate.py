@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..fields.errors import ConfigError
 from ..fields.optim.metrics import PSNR_FORM, SSIM_FORM, psnr, ssim
-from ..fields.render.render import render
+from ..fields.render.frame import render
 
 if TYPE_CHECKING:
     from ..fields.geometry import Cameras

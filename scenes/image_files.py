@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image
 
 from ..fields.errors import FormatError
 from . import radiance_hdr
@@ -26,6 +26,15 @@ from . import radiance_hdr
 LINEAR = (".exr", ".hdr", ".pic")
 # EXIF orientations 5 to 8 exchange width and height.
 _TRANSPOSED = (5, 6, 7, 8)
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 _TRANSPARENT_MODES = ("RGBA", "LA", "PA", "La", "RGBa")
 
 
@@ -64,10 +73,7 @@ def read_header(path: Path) -> Header:
             return Header(*radiance_hdr.parse_header(file.read(radiance_hdr.MAX_HEADER), str(path))[:2], 3)
     with _refused(path), Image.open(path) as image:
         transparent = image.mode in _TRANSPARENT_MODES or "transparency" in image.info
-        # Only JPEG, WebP, TIFF and PNG carry it; asking costs a parse of the EXIF block.
-        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
-        valid = isinstance(orientation, int) and 1 <= orientation <= 8
-        return Header(image.width, image.height, 4 if transparent else 3, orientation if valid else 1)
+        return Header(image.width, image.height, 4 if transparent else 3, _orientation(image))
 
 
 def read_image(path: Path, *, turned: bool = True) -> np.ndarray:
@@ -89,7 +95,8 @@ def read_image(path: Path, *, turned: bool = True) -> np.ndarray:
         transparent = image.mode in _TRANSPARENT_MODES or "transparency" in image.info
         if image.mode.startswith("I") or image.mode == "F":
             return _deep_grey(image, path)
-        picture = ImageOps.exif_transpose(image) if turned else image
+        turn = _TURNS.get(_orientation(image)) if turned else None
+        picture = image if turn is None else image.transpose(turn)
         return np.asarray(picture.convert("RGBA" if transparent else "RGB"))
 
 
@@ -118,6 +125,15 @@ def encode_srgb(linear: np.ndarray) -> np.ndarray:
     curve = np.where(colour <= 0.0031308, colour * 12.92, 1.055 * np.maximum(colour, 1e-8) ** (1 / 2.4) - 0.055)
     encoded = np.concatenate([curve, values[..., 3:]], axis=2)
     return np.rint(encoded * 255).astype(np.uint8)
+
+
+def _orientation(image: Image.Image) -> int:
+    """EXIF orientation 1 to 8; 1 where there is none or a senseless one."""
+    # Asked for the EXIF block of a PNG without one before its pixels, Pillow decodes the whole picture to look behind.
+    if image.format == "PNG" and "exif" not in image.info:
+        return 1
+    orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+    return orientation if isinstance(orientation, int) and 1 <= orientation <= 8 else 1
 
 
 def _deep_grey(image: Image.Image, path: Path) -> np.ndarray:

@@ -28,7 +28,7 @@ from .camera_paths import write_cameras
 if TYPE_CHECKING:
     from ..fields.geometry import Cameras
     from ..fields.model import Model
-    from ..fields.render.render import Frame
+    from ..fields.render.frame import Frame
 
 # Near to far: warm and light to cold and dark, even in lightness so that it reads in grey too.
 _DEPTH_COLORS = ((1.0, 0.96, 0.75), (0.98, 0.72, 0.35), (0.83, 0.36, 0.38), (0.45, 0.20, 0.50), (0.08, 0.08, 0.25))

@@ -47,9 +47,9 @@ class SceneRays:
         return self.scene.cameras if self.pose_delta is None else refine(self.scene.cameras, self.pose_delta)
 
     def _pixels(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """(count,) frames, columns and rows. Of masked pixels the draw is repeated, a few times, in the masked places."""
+        """(count,) frames, columns and rows. Masked pixels are drawn again."""
         frames, x, y = self._draw(count, generator)
-        for _ in range(8 if self.masked else 0):
+        for _ in range(64 if self.masked else 0):
             hidden = self.scene.images.sample_masks(frames, x, y) == 0
             missing = int(hidden.sum())
             if not missing:

@@ -172,6 +172,8 @@ class _Session:
         if self.precision == "auto":
             self.precision = "bf16" if _cpu.level() == "v4bf16" else "fp32"
         preset = PRESETS[options.model](scene)
+        if _cpu.level() == "reference":
+            preset = preset.for_reference()
         task = dataclasses.replace(
             preset.task,
             precision=self.precision,

@@ -102,8 +102,8 @@ def test_python_blocks_import_names_that_exist() -> None:
     for page in PAGES:
         for block in blocks(page, "python"):
             tree = ast.parse(block, str(page))
-            imports = [n for n in tree.body if isinstance(n, (ast.Import, ast.ImportFrom))]
-            exec(compile(ast.Module(imports, []), str(page), "exec"), {})
+            tree.body = [node for node in tree.body if isinstance(node, (ast.Import, ast.ImportFrom))]
+            exec(compile(tree, str(page), "exec"), {})
 
 
 def test_constraints_pin_every_dependency() -> None:

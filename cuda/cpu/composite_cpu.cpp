@@ -153,8 +153,8 @@ bool offsets_are_valid(const i32* offsets, i64 rays, i64 samples) {
 // Samples of no ray (before offsets[0], after offsets[R]) have weight and gradient zero.
 template <class T> void clear_outside(T* values, const i32* offsets, i64 rays, i64 samples, i64 channels) {
   if (!values) return;
-  std::memset(values, 0, offsets[0] * channels * sizeof(T));
-  std::memset(values + offsets[rays] * channels, 0, (samples - offsets[rays]) * channels * sizeof(T));
+  for (i64 i = 0; i < offsets[0] * channels; ++i) values[i] = T(0);
+  for (i64 i = offsets[rays] * channels; i < samples * channels; ++i) values[i] = T(0);
 }
 
 template <class Body> void with_activation(i64 code, const Body& body) {

@@ -1,6 +1,4 @@
 // Distortion loss on the CPU: rays in chunks, one pass each (distortion.h).
-#include <cstring>
-
 #include "parallel.h"
 #include "polyfield/distortion.h"
 
@@ -31,8 +29,8 @@ template <class T>
 i64 distortion_backward(const T* w, const T* t, const T* delta, const i32* offsets, const T* gradient, i64 rays,
                         i64 samples, T* out, i64 threads) {
   if (!offsets_ascend(offsets, rays, samples)) return -1;
-  std::memset(out, 0, offsets[0] * sizeof(T));
-  std::memset(out + offsets[rays], 0, (samples - offsets[rays]) * sizeof(T));
+  for (i64 i = 0; i < offsets[0]; ++i) out[i] = T(0);
+  for (i64 i = offsets[rays]; i < samples; ++i) out[i] = T(0);
   parallel_chunks(threads, rays, 256, [&](i64 begin, i64 end) {
     for (i64 r = begin; r < end; ++r) {
       const i64 at = offsets[r];

@@ -52,7 +52,7 @@ struct DistanceList {
     if (count + more <= data.capacity) return;
     Scratch<float> larger;
     larger.reserve(2 * (count + more));
-    std::memcpy(larger.data, data.data, count * sizeof(float));
+    if (count) std::memcpy(larger.data, data.data, count * sizeof(float));
     std::swap(larger.data, data.data);
     std::swap(larger.capacity, data.capacity);
   }
@@ -324,12 +324,12 @@ PF_API i64 pf_pack_waves_index(const i32* ids, const i32* starts, const i32* cou
   const i64 tasks = segments < 4096 ? 1 : threads;
   parallel_for(threads, tasks, [&](i64 task) {
     const i64 low = rays * task / tasks, high = rays * (task + 1) / tasks;
-    std::memcpy(next + low, offsets + low, (high - low) * sizeof(i32));
+    for (i64 r = low; r < high; ++r) next[r] = offsets[r];
     for (i64 m = 0; m < segments; ++m) {
       const i64 ray = ids[m];
       if (ray < low || ray >= high) continue;
       i32* place = index + next[ray];
-      for (i32 k = 0; k < counts[m]; ++k) place[k] = starts[m] + k;
+      for (i32 k = 0; k < counts[m]; ++k) place[k] = i32(i64(starts[m]) + k);
       next[ray] += counts[m];
     }
   });

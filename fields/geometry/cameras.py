@@ -99,8 +99,8 @@ class Cameras:
             world_from_camera: (F, 3, 4) or (3, 4) or with a fourth row.
             width: Pixels, one or (F,).
             height: Pixels, one or (F,).
-            focal: fx = fy as one number or (F,), or (F, 2) or (2,) [fx, fy]. None is allowed for EQUIRECTANGULAR only
-                and means the full sphere: width / 2 pi and height / pi.
+            focal: fx = fy as one number or (F,), or [fx, fy] as (2,) or (F, 2); (2,) is [fx, fy] also for two cameras. None
+                is allowed for EQUIRECTANGULAR only and means the full sphere: width / 2 pi and height / pi.
             principal: (F, 2) or (2,) [cx, cy] pixels; the image centre by default.
             distortion: (F, 8) or (8,); none by default.
             model: One code or (F,) codes.
@@ -258,8 +258,9 @@ class Cameras:
     def _per_model(self, frames: Tensor | None, inputs: Tensor, function) -> tuple[Tensor, ...]:
         """Applies a function of `projection` to rows of each model that occurs.
 
-        With several models every function sees all rows, those of other models replaced by a harmless input, so that
-        nothing waits for the device and no NaN comes back through a gradient.
+        With several models every function sees all rows and its own are picked, so that nothing waits for the device.
+        Rows of other models get an undistorted lens: a formula fed with foreign coefficients can be infinite, and its
+        gradient NaN where it was not picked.
         """
         lens = None
         if CameraModel.OPENCV in self.kinds or CameraModel.FISHEYE in self.kinds:
@@ -272,7 +273,6 @@ class Cameras:
         if len(self.kinds) <= 1:
             return tuple(function(self.kinds[0] if self.kinds else CameraModel.PINHOLE, inputs, lens))
         model = _rows(self.model, frames)
-        harmless = inputs.new_tensor([0.0, 0.0, 1.0])[: inputs.shape[1]]
         result = None
         for kind in self.kinds:
             mine = (model == kind)[:, None]
@@ -285,7 +285,7 @@ class Cameras:
                     torch.where(mine[:, 0], lens.reach, one),
                     lens.steps,
                 )
-            parts = function(kind, torch.where(mine, inputs, harmless), own)
+            parts = function(kind, inputs, own)
             masks = [mine if part.ndim == 2 else mine[:, 0] for part in parts]
             pairs = zip(masks, parts, result if result is not None else parts, strict=True)
             result = tuple(torch.where(mask, part, other) for mask, part, other in pairs)

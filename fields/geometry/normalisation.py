@@ -121,9 +121,9 @@ def normalise(
         near_far = near_far or _near_far(cameras, focus, points)
         rotation = _turn_to_y(cameras, rotation)
         turned = cameras.transformed(Similarity(1.0, rotation, torch.zeros(3)))
-        box = frustum_bounds(
-            turned, near_far[0], min(near_far[1], _FORWARD_REACH * max(near_far[0], near_far[1] / 100))
-        )
+        # A near distance of about zero says nothing; then the guess from points or focus ends the box.
+        end = max(_FORWARD_REACH * near_far[0], _near_far(cameras, focus, points)[1])
+        box = frustum_bounds(turned, near_far[0], min(near_far[1], end))
         centre, half = rotation.T @ box.mean(0), float((box[1] - box[0]).max() / 2)
     else:
         centre, half = _camera_region(cameras, focus, points, warnings)
@@ -239,8 +239,9 @@ def _find_up(cameras: Cameras) -> Tensor:
     mean = normalize(mean, dim=0)
     values, vectors = torch.linalg.eigh(right.T @ right / len(cameras))
     level = vectors[:, 0] * torch.sign(vectors[:, 0] @ mean)
-    # fox: 0.017 < 0.24; fern: 0.0003 and 0.010, all x axes are parallel there and tell nothing.
-    clear = values[1] > 0.05 and values[0] < values[1] / 4 and level @ mean > 0.7
+    # fox: 0.017 < 0.24; fern: 0.0003 and 0.010, all x axes are parallel there and tell nothing. The mean is off by as
+    # much as the cameras look down, seldom over 60 degrees; more means that the photos were not held level.
+    clear = values[1] > 0.05 and values[0] < values[1] / 4 and level @ mean > 0.5
     return level if bool(clear) else mean
 
 

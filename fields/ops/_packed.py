@@ -60,3 +60,8 @@ def padded(offsets: Tensor, samples: int) -> tuple[Tensor, Tensor]:
     column = torch.arange(longest, device=offsets.device)
     mask = column < counts[:, None]
     return torch.where(mask, starts[:, None] + column, 0), mask
+
+
+def stopped(depth_before: Tensor, limit: float) -> Tensor:
+    """(R, S) bool: has the ray stopped before this sample? Once it has it stays so, whatever NaN comes later."""
+    return (depth_before >= limit).cumsum(1) > 0

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..errors import ConfigError, ShapeError
 from . import _cpu, _library
-from ._packed import bad_offsets, check_first, check_offsets, check_samples, padded
+from ._packed import bad_offsets, check_first, check_offsets, check_samples, padded, stopped
 from .activations import DENSITY_ACTIVATIONS, density_code, density_derivative, density_from_raw
 
 _NAMES = {code: name for name, code in DENSITY_ACTIVATIONS.items()}
@@ -115,7 +115,7 @@ def composite_reference(
         return Composited(color, zero, zero.clone(), torch.full_like(zero, torch.inf).detach(), weights)
     x = torch.where(mask, density_from_raw(density_raw, activation)[index] * deltas[index], 0.0)
     before = _optical_before(x)
-    live = mask & ~(before >= optical_limit(threshold))
+    live = mask & ~stopped(before, optical_limit(threshold))
     transmittance = torch.exp(-before)
     w = torch.where(live, transmittance * -torch.expm1(-x), 0.0)
     remaining = torch.exp(-torch.where(live, x, 0.0).sum(1))
@@ -160,7 +160,7 @@ def _composite_backward_reference(
         return d_raw, d_rgb, d_background if background is not None else d_rgb.new_zeros(0)
     x = torch.where(mask, density_from_raw(density_raw, name)[index] * deltas[index], 0.0)
     before = _optical_before(x)
-    live = mask & ~(before >= limit)
+    live = mask & ~stopped(before, limit)
     w = torch.where(live, torch.exp(-before) * -torch.expm1(-x), 0.0)
     remaining = torch.exp(-torch.where(live, x, 0.0).sum(1))
     value = torch.zeros_like(x)  # d loss / d w_i

@@ -21,13 +21,14 @@ from torch import Tensor
 
 from ..errors import ConfigError, ShapeError
 from . import _cpu, _library
-from ._packed import bad_offsets, check_first, check_offsets, check_samples, padded
+from ._packed import bad_offsets, check_first, check_offsets, check_samples, padded, stopped
 from ._random import JITTER_STREAM, random_uniform
 from .activations import DENSITY_ACTIVATIONS, density_code, density_from_raw
 from .composite import optical_limit
 from .ray_box import intersect_box_reference
 
 _MAX_LATTICE = 4194304.0
+_NO_DIRECTION = 1e-6
 _NAMES = {code: name for name, code in DENSITY_ACTIVATIONS.items()}
 
 
@@ -73,7 +74,7 @@ def march_rays(
     Args:
         origins, directions: (R, 3) float32, scene frame; directions of unit length.
         near, far: (R,) float32 >= 0, where rays begin and end, scene units. A ray with near >= far, near < 0, or any
-            NaN or infinity in origin or direction has no samples. far may be infinite.
+            NaN or infinity in origin or direction, or with no direction, has no samples. far may be infinite.
         cursor: (R,) float32 distances at which the rays go on, as an earlier call returned them, or None to begin.
             Lattice and jitter remain those of `near`: waves concatenated equal one long march, bit for bit.
         rays: (A,) int32 rays to march, or None for all (A = R). Jitter depends on these numbers, not on their order.
@@ -225,12 +226,15 @@ def march_rays_reference(
     lattice = _Lattice(step_size, cone_angle, cascades, resolution)
     o, d, start, end = origins[ids], directions[ids], near[ids], far[ids]
     valid = (start < end) & (start >= 0) & (start < 1e30) & torch.isfinite(o).all(1) & torch.isfinite(d).all(1)
+    valid &= d.abs().amax(1) > _NO_DIRECTION
     u = random_uniform(seed, step, ids, JITTER_STREAM) if jitter else torch.full_like(start, 0.5)
     first = torch.where(valid, start + u * lattice.dt(start), 0.0)
     reach = o.new_full((3,), 1.001 * 2 ** (cascades - 1))  # no sample lies outside this box
     enter, leave = intersect_box_reference(o, d, -reach, reach)
     valid &= torch.isfinite(enter)
-    end = torch.where(valid, torch.minimum(end, leave).clamp(max=lattice.longest), 0.0)
+    end = torch.minimum(end, leave).clamp(max=lattice.longest)
+    valid &= enter < end
+    end = torch.where(valid, end, 0.0)
     t, index = lattice.begin(first, None if cursor is None else cursor[ids], torch.where(valid, enter, 0.0))
     taken = torch.zeros_like(ids)
     resume = torch.full_like(start, torch.inf)
@@ -372,7 +376,7 @@ def _trim_reference(
     optical = density_from_raw(density_raw, _NAMES[activation]) * deltas
     x = torch.where(mask, optical[index], 0.0)
     sums = torch.cat([optical_depth[:, None], x], 1).cumsum(1)
-    live = (mask & ~(sums[:, :-1] >= limit)).sum(1)
+    live = (mask & ~stopped(sums[:, :-1], limit)).sum(1)
     total = sums.gather(1, live[:, None])[:, 0]
     return live.int(), total, total >= limit
 

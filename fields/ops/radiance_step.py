@@ -199,7 +199,7 @@ def radiance_reference(
         loss = torch.where(size < spec.huber, 0.5 * size * size / spec.huber, size - 0.5 * spec.huber).mean()
     loss.backward()
     gradients = RadianceParameters(*(p.grad if p.grad is not None else torch.zeros_like(p) for p in leaves))
-    return RadianceOutput(float(loss), bool(torch.isfinite(loss)), out.rgb.detach(), out.alpha.detach()), gradients
+    return RadianceOutput(loss.item(), bool(torch.isfinite(loss)), out.rgb.detach(), out.alpha.detach()), gradients
 
 
 def _run(

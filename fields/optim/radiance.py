@@ -270,7 +270,7 @@ class RadianceTask:
         for parameter, _ in self.parameters.values():
             parameter.grad = None
         total.backward()
-        finite = bool(torch.isfinite(total)) and all(
+        finite = bool(torch.isfinite(total.detach())) and all(
             p.grad is None or bool(torch.isfinite(p.grad.sum())) for p, _ in self.parameters.values()
         )
         if finite:
@@ -284,7 +284,7 @@ class RadianceTask:
                         lr=lr * lr_scale,
                         skip_untouched=name == "table",
                     )
-        return float(loss), finite, float(error.detach().square().mean())
+        return loss.item(), finite, float(error.detach().square().mean())
 
 
 def huber_loss(error: Tensor, delta: float = 0.1) -> Tensor:

@@ -88,7 +88,9 @@ def examine(scene: str, *, downscale: int = 1, strict: bool = False) -> Findings
     facts |= {
         "splits": {name: len(frames) for name, frames in found.splits.items()},
         "background": "white" if found.transparent else "none",
-        "masks": found.capture.mask_meaning or "none",
+        "masks": {"object": "of the object, as alpha", "valid": "of usable pixels"}.get(
+            found.capture.mask_meaning or "", "none"
+        ),
         "points": 0 if points is None else len(points),
         "times": all(frame.time is not None for frame in found.frames),
         "near_far": placement.near_far,
@@ -107,7 +109,7 @@ def describe(facts: dict[str, Any]) -> str:
     listed, present = protocol.get("images_listed", facts["frames"]), facts["frames"]
     absent = "" if listed == present else f" (of {listed} listed)"
     splits = ", ".join(f"{count} {name}" for name, count in facts["splits"].items())
-    shift = ", ".join(f"{value:.4g}" for value in to_scene["translation"])
+    shift = ", ".join(f"{round(value, 6) + 0.0:.4g}" for value in to_scene["translation"])
     rows = [
         ("scene", f"{facts['scene']}, {facts['kind']} capture, layout {protocol['format']}"),
         ("frames", f"{present}{absent}: {splits}"),
@@ -141,7 +143,7 @@ def write_picture(found: Findings, out: Path) -> None:
     Raises:
         FormatError: The file cannot be written.
     """
-    from ...fields.errors import ConfigError, FormatError
+    from ...fields.errors import ConfigError
     from ...fields.formats import atomic_write
     from ..camera_map import draw_cameras
 
@@ -159,10 +161,7 @@ def write_picture(found: Findings, out: Path) -> None:
         subtitle=f"{facts['kind']} capture, {facts['frames']} photos {_span(facts['cameras']['sizes'])}, "
         f"layout {facts['protocol']['format']}; 1 scene unit = {unit:.4g} data set units",
     )
-    try:
-        atomic_write(out, lambda temporary: picture.save(temporary, format="PNG"))
-    except OSError as error:
-        raise FormatError(f"{out}: cannot be written ({error.strerror or error})") from error
+    atomic_write(out, lambda temporary: picture.save(temporary, format="PNG"))
 
 
 def _examine_demo(downscale: int) -> Findings:

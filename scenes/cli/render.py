@@ -124,7 +124,7 @@ def run(arguments: Sequence[str]) -> int:
     """The command."""
     command = parse(Render, arguments, "polyfield render")
     from ...fields.model import Model
-    from ...fields.render.render import render
+    from ...fields.render.frame import render
     from ..pictures import FilmWriter, StillWriter
 
     model = Model.load(run_folder.model_file(command.model), device=pick_device(command.device))

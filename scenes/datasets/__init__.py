@@ -17,6 +17,8 @@ from .capture import CaptureFrame as CaptureFrame
 from .capture import Lens as Lens
 from .folders import list_images
 
+_SUBFOLDERS = 100  # looked into for the hint that the data set lies one folder deeper
+
 
 class Layout(NamedTuple):
     """A way to lay out a data set."""
@@ -66,7 +68,15 @@ def detect(root: Path) -> str:
     text = "; ".join(f"{LAYOUTS[name].title} lacks {' and '.join(what)}" for name, what in lacks.items())
     photos = len(list_images(root)) or len(list_images(root / "images"))
     hint = f" It holds {photos} photos but no camera poses: run COLMAP on them first." if photos else ""
+    inside = _inside(root)
+    hint += f" {inside} is a data set: give that." if inside else ""
     raise FormatError(f"{root}: not a known layout: {text}.{hint}")
+
+
+def _inside(root: Path) -> Path | None:
+    """The first of some subfolders that is of a known layout."""
+    folders = sorted(path for path in root.iterdir() if path.is_dir())[:_SUBFOLDERS]
+    return next((path for path in folders if any(not layout.missing(path) for layout in LAYOUTS.values())), None)
 
 
 def _known() -> str:

@@ -33,20 +33,21 @@ def load(root: Path) -> Capture:
     """Parse `cameras_sphere.npz` in `root`."""
     file = next((root / name for name in FILES if (root / name).is_file()), root / FILES[0])
     arrays = read_npz(file)
-    count = len([name for name in arrays if name.startswith("world_mat_") and name[10:].isdecimal()])
+    numbers = [name[10:] for name in arrays if name.startswith("world_mat_")]
+    count = 1 + max((int(text) for text in numbers if text.isascii() and text.isdigit() and len(text) < 10), default=-1)
     if not count:
         raise FormatError(f"{file}: holds no world_mat_0; it holds {', '.join(sorted(arrays)[:4]) or 'nothing'}")
     images, masks = list_images(root / "image"), list_images(root / "mask")
     if masks and len(masks) != len(images):
         raise FormatError(f"{root}: {len(images)} images but {len(masks)} masks; both are matched in name order")
-    numbers = _numbers(images, count, file)
+    places = _places(images, count, file)
     frames = []
     skew = 0.0
     for i in range(count):
         where = f"{file}, world_mat_{i}"
         pose, lens, frame_skew = split_projection(_matrix(arrays, f"world_mat_{i}", file), where)
         skew = max(skew, frame_skew)
-        at = numbers.get(i)
+        at = places.get(i)
         path = root / "image" / f"{i:06d}.png" if at is None else images[at]
         mask = None if at is None or not masks else masks[at]
         frames.append(CaptureFrame(name=path.name, image=path, mask=mask, lens=lens, world_from_camera=pose))
@@ -109,10 +110,12 @@ def _region(arrays: dict[str, np.ndarray], count: int, file: Path) -> tuple[tupl
     return (float(first[0, 3]), float(first[1, 3]), float(first[2, 3])), radius
 
 
-def _numbers(images: list[Path], count: int, file: Path) -> dict[int, int]:
+def _places(images: list[Path], count: int, file: Path) -> dict[int, int]:
     """Frame number to index in `images`: all in order, or, where some are absent, by the number in the file name."""
     if len(images) == count:
         return {i: i for i in range(count)}
     if len(images) < count and all(path.stem.isascii() and path.stem.isdigit() for path in images):
         return {int(path.stem[:18]): index for index, path in enumerate(images)}
-    raise FormatError(f"{file}: {count} cameras, but image holds {len(images)} images that do not tell their numbers")
+    raise FormatError(
+        f"{file}: {count} cameras, but image holds {len(images)} images; expected as many, or fewer named by number"
+    )

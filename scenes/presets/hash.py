@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ...fields.ops.hash_encode import HashGridSpec
 from ...fields.optim.radiance import RadianceTaskConfig
@@ -23,6 +23,11 @@ class Preset:
     """Occupancy cascades: the outermost spans [-2^(cascades-1), 2^(cascades-1)]^3."""
     resolution: int = 128
     """Cells per axis of a cascade."""
+
+    def for_reference(self) -> Preset:
+        """Less work per step, for machines without the native library: the torch references are some 50 times slower."""
+        task = replace(self.task, samples=1 << 14, first_rays=512, max_rays=1 << 13)
+        return replace(self, task=task, resolution=64)
 
 
 def hash_preset(scene: Scene) -> Preset:

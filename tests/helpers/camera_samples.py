@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
+
 from polyfield.fields.geometry import CameraModel, Cameras, look_at
 
 OPENCV_DISTORTION = [0.08, -0.05, 1e-3, -5e-4, 0.01, 0.02, -0.01, 0.002]
@@ -19,7 +20,9 @@ def random_poses(frames: int, seed: int = 0, dtype: torch.dtype = torch.float64)
     return look_at(position, target, torch.randn(frames, 3, generator=generator, dtype=dtype))
 
 
-def camera(model: CameraModel, frames: int = 3, *, seed: int = 0, dtype: torch.dtype = torch.float64, **changes) -> Cameras:
+def camera(
+    model: CameraModel, frames: int = 3, *, seed: int = 0, dtype: torch.dtype = torch.float64, **changes
+) -> Cameras:
     """Cameras of one model, 64 x 48 pixels, principal point off the centre."""
     focal = {
         CameraModel.FISHEYE: 25.0,

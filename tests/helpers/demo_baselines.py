@@ -74,7 +74,10 @@ class VoxelGrid:
         """On every stride-th pixel both ways."""
         images = []
         for frame in frames.tolist():
-            rays = [part.view(*pictures.shape[1:3], 3)[::stride, ::stride] for part in cameras.image_rays(frame)]
-            images.append(self.render(*(part.reshape(-1, 3) for part in rays), 0.5))
+            origins, directions = (
+                part.view(*pictures.shape[1:3], 3)[::stride, ::stride].reshape(-1, 3)
+                for part in cameras.image_rays(frame)
+            )
+            images.append(self.render(origins, directions, 0.5))
         truth = on_white(pictures[frames][:, ::stride, ::stride]).flatten(1, 2)
         return mean_psnr(torch.stack(images), truth)

@@ -94,9 +94,11 @@ def absolute_imports(root: Path) -> list[str]:
         inside = path.relative_to(root).parts[0] in PACKAGE_FOLDERS
         wrong = {"polyfield", *PACKAGE_FOLDERS} if inside else set(PACKAGE_FOLDERS)
         for node in ast.walk(ast.parse(path.read_text(), str(path))):
-            names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
-            if isinstance(node, ast.ImportFrom) and node.level == 0:
-                names = [node.module or ""]
+            if not isinstance(node, (ast.Import, ast.ImportFrom)):
+                continue
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else [node.module or ""]
+            if isinstance(node, ast.ImportFrom) and node.level:
+                continue
             rule = "relative imports inside the package" if inside else "import it as polyfield.*"
             found += [
                 f"{path.relative_to(root)}:{node.lineno}: imports {name}; {rule}"

@@ -18,14 +18,8 @@ def tiny_scene() -> Scene:
     radius = (1 - z * z).sqrt()
     position = 3.0 * torch.stack([radius * angle.cos(), radius * angle.sin(), z], 1)
     poses = torch.stack([look_at(p, torch.zeros(3), torch.tensor([0.0, 0.0, 1.0])) for p in position])
-    focal = SIDE * 1.4
-    cameras = Cameras.create(
-        world_from_camera=poses,
-        intrinsics=torch.tensor([[focal, focal, SIDE / 2, SIDE / 2]]).expand(12, 4).contiguous(),
-        width=SIDE,
-        height=SIDE,
-    )
-    pixels = []
+    cameras = Cameras.create(poses, width=SIDE, height=SIDE, focal=SIDE * 1.4)
+    frames = []
     for frame in range(12):
         origins, directions = cameras.image_rays(frame)
         along = -(origins * directions).sum(1)
@@ -35,18 +29,15 @@ def tiny_scene() -> Scene:
         hit = origins + (along - half)[:, None] * directions
         color = hit / 0.6 * 0.4 + 0.5
         alpha = (distance < 0.6).float()
-        pixels.append(torch.cat([color.clamp(0, 1), alpha[:, None]], 1))
-    stored = (torch.cat(pixels) * 255).round().to(torch.uint8)
+        rgba = torch.cat([color.clamp(0, 1), alpha[:, None]], 1)
+        frames.append((rgba * 255).round().to(torch.uint8).reshape(SIDE, SIDE, 4))
     return Scene(
         name="tiny",
         kind="object",
         cameras=cameras,
-        images=Images(pixels=stored, offsets=torch.arange(12) * SIDE * SIDE, sizes=[(SIDE, SIDE)] * 12),
+        images=Images.from_frames(frames),
         splits={"train": torch.arange(10), "test": torch.tensor([10, 11])},
         to_scene=Similarity.identity(),
-        points=None,
         bounds=torch.tensor([[-1.0] * 3, [1.0] * 3]),
         background="white",
-        warnings=[],
-        protocol={},
     )

@@ -13,7 +13,8 @@
 
 namespace polyfield {
 
-constexpr float kSkipMargin = 1e-3f;  // cells; float error of a position is below this within 50 units of the origin
+constexpr float kSkipMargin = 1e-3f;   // cells; float error of a position is below this within 50 units of the origin
+constexpr float kNoDirection = 1e-6f;  // directions are of unit length; shorter than this is none
 constexpr float kMaxLattice = 4194304.0f;  // 2^22 steps: beyond, float distances no longer resolve a step
 
 struct Stepping {
@@ -47,6 +48,7 @@ PF_HD MarchRay make_march_ray(const Stepping& stepping, const float* o, const fl
   const float reach = float(i64(1) << (stepping.cascades - 1)), infinity = 1e30f * 1e30f;
   float enter = near, leave = far;
   bool valid = near < far && near >= 0.0f && near < 1e30f;
+  valid = valid && max_of(fabs(d[0]), max_of(fabs(d[1]), fabs(d[2]))) > kNoDirection;
   for (int a = 0; a < 3; ++a) {
     ray.origin[a] = o[a];
     ray.direction[a] = d[a];

@@ -10,6 +10,7 @@ import torch
 from helpers.camera_samples import camera, mixed, random_pixels, random_poses
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from polyfield.fields.errors import ConfigError, ShapeError
 from polyfield.fields.geometry import CameraModel, Cameras, Similarity, look_at
 
@@ -201,6 +202,21 @@ def test_gradients_of_a_mixed_batch_are_right_and_finite_at_principal_points():
     for tensor in (pose, intrinsics, distortion):
         assert tensor.grad is not None
         assert torch.isfinite(tensor.grad).all()
+
+
+def test_coefficients_of_one_model_do_not_poison_gradients_of_another():
+    # As OpenCV coefficients, this fisheye's would put a pole at r = 1, where the fisheye's pixel lies.
+    bend = torch.tensor([[0.0] * 5 + [-1.0, 0, 0], [0.0] * 8], dtype=torch.float64).requires_grad_()
+    poses = random_poses(2)
+    codes = torch.tensor([CameraModel.FISHEYE, CameraModel.OPENCV])
+    cameras = Cameras.create(poses, width=200, height=200, focal=50.0, distortion=bend, model=codes)
+    pixels = torch.tensor([[150.0, 100.0], [120.0, 90.0]], dtype=torch.float64)
+    rays = cameras.rays(torch.arange(2), pixels)
+    landed = cameras.project(torch.arange(2), rays.origins + 2 * rays.directions).pixels
+    assert torch.allclose(landed, pixels)
+    landed.sum().backward()
+    assert bend.grad is not None
+    assert torch.isfinite(bend.grad).all()
 
 
 @pytest.mark.parametrize("model", BENT)

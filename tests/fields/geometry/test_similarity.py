@@ -10,6 +10,7 @@ import torch
 from helpers.camera_samples import random_poses
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from polyfield.fields.errors import ConfigError, FormatError, ShapeError
 from polyfield.fields.geometry import Similarity
 

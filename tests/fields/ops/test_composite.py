@@ -1,6 +1,7 @@
 """Does compositing give what rays see, and the gradients of it?"""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -24,14 +25,18 @@ def slab(density, length, count, dtype=torch.float64):
     return raw, torch.ones(count, 3, dtype=dtype), t, delta, torch.tensor([0, count]).int()
 
 
-def leaves(samples, dtype):
+def leaves(samples, dtype) -> dict[str, Any]:
     out = {k: v if k == "offsets" else v.to(dtype) for k, v in samples.items()}
     for name in DIFFERENTIABLE:
         out[name] = out[name].detach().clone().requires_grad_()
     return out
 
 
-def loss_of(out, seed=1):
+def changed(samples, **changes) -> dict[str, Any]:
+    return {**samples, **changes}
+
+
+def loss_of(out, seed=1) -> Any:
     g = torch.Generator().manual_seed(seed)
     parts = (out.rgb, out.alpha, out.depth, out.weights)
     return sum((torch.randn(p.shape, generator=g, dtype=torch.float64).to(p.dtype) * p).sum() for p in parts)
@@ -119,6 +124,19 @@ def test_a_ray_without_samples_shows_its_background():
     out = composite(empty, torch.zeros(0, 3), empty, empty, torch.tensor([0, 0]).int(), background)
     assert torch.equal(out.rgb, background)
     assert out.alpha.tolist() == out.depth.tolist() == [0.0]
+
+
+def test_rows_of_no_ray_have_no_weight_and_no_gradient():
+    samples = leaves(packed_samples(9, seed=2), torch.float32)
+    n = samples["density_raw"].shape[0]
+    samples["offsets"] = torch.tensor([5, 9, 9, n - 7]).int()
+    samples["background"] = None
+    out = composite(**samples)
+    grads = torch.autograd.grad(out.rgb.sum(), [samples["density_raw"], samples["rgb"]])
+    for values in (out.weights, *grads):
+        assert not bool(values[:5].any() or values[n - 7 :].any())
+        assert bool(values[5:9].any())
+    assert float(out.alpha.detach()[1]) == 0
 
 
 @pytest.mark.parametrize("activation", DENSITY_ACTIVATIONS)
@@ -220,14 +238,14 @@ def test_operator_is_registered_and_traces():
 def test_errors_name_what_is_wrong():
     samples = packed_samples(4)
     with pytest.raises(ConfigError, match="density activation must be one of exp, softplus, relu; got 'elu'"):
-        composite(**samples, activation="elu")
+        composite(**changed(samples, activation="elu"))
     with pytest.raises(ConfigError, match=r"threshold must be a transmittance in \[0, 1\).*got 1"):
-        composite(**samples, threshold=1.0)
+        composite(**changed(samples, threshold=1.0))
     with pytest.raises(ShapeError, match=r"rgb must be \(\d+, 3\) torch.float32, as the other samples; got"):
-        composite(**{**samples, "rgb": samples["rgb"][:, :2]})
+        composite(**changed(samples, rgb=samples["rgb"][:, :2]))
     with pytest.raises(ShapeError, match=r"background must be \(4, 3\) torch.float32 or None"):
-        composite(**{**samples, "background": samples["background"][:2]})
+        composite(**changed(samples, background=samples["background"][:2]))
     with pytest.raises(ShapeError, match=r"density_raw must be \(N,\) float32 or float64; got .* torch.float16"):
-        composite(**{**samples, "density_raw": samples["density_raw"].half()})
+        composite(**changed(samples, density_raw=samples["density_raw"].half()))
     with pytest.raises(ShapeError, match="offsets must ascend"):
-        composite(**{**samples, "offsets": samples["offsets"].flip(0)})
+        composite(**changed(samples, offsets=samples["offsets"].flip(0)))

@@ -201,7 +201,7 @@ def test_cone_steps_grow_with_distance_between_their_bounds():
         torch.tensor([0.0]),
         torch.tensor([7.8]),
     ]
-    out = march_rays(*ray, None, None, *full, **settings_of(3, 1 / 32, jitter=False))
+    out = march_rays(*[*ray, None, None, *full], **settings_of(3, 1 / 32, jitter=False))
     expected = (out.distances / 32).clamp(STEP, math.sqrt(3) * 8 / G)
     torch.testing.assert_close(out.deltas, expected)
     torch.testing.assert_close(out.distances[1:] - out.distances[:-1], out.deltas[:-1], rtol=1e-4, atol=1e-6)
@@ -238,12 +238,15 @@ def test_extreme_rays_end(cone):
         ([0.1, 0.2, 0.3], [1.0, 0.0, 0.0], 1.0, 0.5),
     ]
     o, d, near, far = (torch.tensor(column) for column in zip(*rows, strict=True))
-    out = march_rays(o, d, near, far, None, None, *grid, **settings_of(1, cone, samples_per_ray=50))
+    given = [o, d, near, far, None, None, *grid]
+    out = march_rays(*given, **settings_of(1, cone, samples_per_ray=50))
     counts = out.offsets[1:] - out.offsets[:-1]
     assert counts[0] > 0
-    assert counts[3] == counts[5] == counts[6] == counts[7] == 0
+    assert counts[1] == counts[2] == counts[3] == counts[5] == counts[6] == counts[7] == 0
+    assert_same(out, reference(given, **settings_of(1, cone, samples_per_ray=50)))
     big = torch.full((8,), 1e30)
-    assert march_rays(o, d, near, far, big, None, *grid, **settings_of(1, cone)).distances.numel() == 0
+    given[4] = big
+    assert march_rays(*given, **settings_of(1, cone)).distances.numel() == 0
 
 
 def test_marching_does_not_depend_on_the_thread_count():
@@ -274,7 +277,7 @@ def test_trim_equals_reference(activation, rays, dtype):
 
 
 def test_trim_keeps_the_samples_that_compositing_gives_weight():
-    s = packed_samples(60, torch.float64, longest=60)
+    s: Any = packed_samples(60, torch.float64, longest=60)
     s["density_raw"] += 3
     live, depth, finished = trim_samples(
         s["density_raw"], s["deltas"], s["offsets"], torch.zeros(60, dtype=torch.float64), activation="exp"
@@ -402,3 +405,17 @@ def test_an_empty_grid_gives_no_samples():
     out = march_rays(*arguments, **settings_of(2))
     assert out.distances.numel() == 0
     assert bool(torch.isinf(out.cursor).all())
+
+
+def test_a_leap_does_not_pass_the_end_of_its_cascade():
+    values = torch.zeros(2, G, G, G)
+    values[1] = 1
+    values[1, 8:24, 8:24, 8:24] = 0  # what cascade 0 covers
+    grid = pack_bitfield(values, torch.tensor(0.5))
+    directions = torch.nn.functional.normalize(torch.randn(50, 3, generator=torch.Generator().manual_seed(1)), dim=1)
+    given = [torch.zeros(50, 3), directions, torch.zeros(50), torch.full((50,), 9.0), None, None, *grid]
+    out = march_rays(*given, **settings_of(2))
+    assert_same(out, reference(given, **settings_of(2)))
+    first = out.positions[out.offsets[:-1].long()].abs().amax(1)
+    assert float(first.min()) >= 1
+    assert float(first.max()) < 1 + STEP

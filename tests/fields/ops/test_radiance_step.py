@@ -6,7 +6,7 @@ import pytest
 import torch
 from polyfield.fields.errors import ConfigError, NativeError, ShapeError
 from polyfield.fields.ops.adam import lazy_adam_
-from polyfield.fields.ops.fused_mlp import MlpSpec
+from polyfield.fields.ops.fused_mlp import MlpSpec, initial_parameters
 from polyfield.fields.ops.hash_encode import HashGridSpec, hash_encode
 from polyfield.fields.ops.radiance_step import (
     AdamRates,
@@ -42,9 +42,7 @@ def make_spec(**changes) -> RadianceSpec:
 def make_parameters(spec: RadianceSpec, seed: int = 0) -> RadianceParameters:
     g = torch.Generator().manual_seed(seed)
     table = torch.rand(spec.grid.entries, spec.grid.channels, generator=g) - 0.5
-    density = (torch.rand(spec.density.parameter_count, generator=g) - 0.5) * 0.5
-    color = (torch.rand(spec.color.parameter_count, generator=g) - 0.5) * 0.5
-    return RadianceParameters(table, density, color)
+    return RadianceParameters(table, initial_parameters(spec.density, g), initial_parameters(spec.color, g))
 
 
 def make_batch(rays: int, mean_samples: int, seed: int = 0) -> RadianceBatch:
@@ -216,7 +214,7 @@ def test_wrong_inputs_are_named():
     with pytest.raises(ConfigError, match="precision must be"):
         radiance_gradients(batch, parameters, spec, precision="fp16")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="networks must map"):
-        RadianceSpec(grid=spec.grid, density=spec.density, color=spec.density)
+        RadianceSpec(grid=spec.grid, density=spec.density, color=spec.color, sh_bands=2)
 
 
 def test_without_the_library_the_error_names_the_way_out(monkeypatch):

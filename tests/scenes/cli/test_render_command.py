@@ -20,7 +20,7 @@ def world(tmp_path, monkeypatch):
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("polyfield.fields.model.Model.load", lambda path, device="cpu": fake_model())
-    monkeypatch.setattr(importlib.import_module("polyfield.fields.render.render"), "render", render)
+    monkeypatch.setattr(importlib.import_module("polyfield.fields.render.frame"), "render", render)
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "model.safetensors").write_bytes(b"")
     (tmp_path / "alone.safetensors").write_bytes(b"")

@@ -1,0 +1,151 @@
+"""Training: it learns, it is repeatable, it survives being killed, and its files say what happened."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from helpers.tiny import tiny_scene
+from polyfield.fields import Model
+from polyfield.fields.errors import ConfigError, FormatError
+from polyfield.fields.formats.model_file import read_tensors
+from polyfield.fields.ops import _cpu
+from polyfield.scenes import TrainOptions, train_scene
+
+pytestmark = pytest.mark.skipif(_cpu.level() == "reference", reason="training by the torch references takes minutes")
+FAST = {"samples": 4096, "evaluate_every": 20, "precision": "fp32"}
+
+
+def run(folder: Path, steps: int, resume: bool = False, **changes):
+    return train_scene(tiny_scene(), TrainOptions(max_steps=steps, **(FAST | changes)), run=folder, resume=resume)
+
+
+def lines(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def same_models(a: Path, b: Path) -> bool:
+    x, y = (read_tensors(f / "model.safetensors", kind="model")[1] for f in (a, b))
+    return set(x) == set(y) and all(torch.equal(x[k], y[k]) for k in x)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("changes", [{}, {"exposure": True}, {"distortion": 0.01}, {"refine_poses": True}], ids=str)
+def test_a_ball_is_learned(tmp_path, changes):
+    result = run(tmp_path / "run", 150, **changes)
+    held_out = [line["heldout_psnr"] for line in lines(tmp_path / "run") if "heldout_psnr" in line]
+    assert held_out[-1] > 24
+    assert result.steps == 150
+    assert result.skipped_steps == 0
+    loaded = Model.load(result.model_path)
+    x = torch.tensor([[0.0, 0.0, 0.5], [0.9, 0.9, 0.9]])
+    inside, outside = loaded.representation.geometry(x).density_raw.tolist()
+    assert inside > outside
+    assert (tmp_path / "run" / "previews" / "final.png").exists()
+
+
+@pytest.mark.slow
+def test_fused_and_composed_training_agree(tmp_path, monkeypatch):
+    import polyfield.fields.optim.radiance as radiance
+
+    run(tmp_path / "fused", 30)
+    monkeypatch.setattr(radiance, "native_available", lambda *_: False)
+    run(tmp_path / "composed", 30)
+    fused, composed = (lines(tmp_path / name) for name in ("fused", "composed"))
+    for a, b in zip(fused, composed, strict=True):
+        if "loss" in a:
+            assert a["loss"] == pytest.approx(b["loss"], rel=2e-2)
+
+
+def test_two_runs_of_one_seed_are_identical_for_any_thread_count(tmp_path):
+    before = torch.get_num_threads()
+    try:
+        for name, threads in (("a", 2), ("b", 1)):
+            torch.set_num_threads(threads)
+            run(tmp_path / name, 12)
+    finally:
+        torch.set_num_threads(before)
+    assert same_models(tmp_path / "a", tmp_path / "b")
+
+
+SCRIPT = """
+import sys
+sys.path[:0] = sys.argv[4:]
+from pathlib import Path
+from helpers.tiny import tiny_scene
+from polyfield.scenes import TrainOptions, train_scene
+folder, steps, resume = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3] == "resume"
+options = TrainOptions(max_steps=steps, samples=4096, evaluate_every=20, precision="fp32", checkpoint_every=10)
+train_scene(tiny_scene(), options, run=folder, resume=resume)
+"""
+
+
+def start(folder: Path, steps: int, mode: str) -> subprocess.Popen:
+    return subprocess.Popen([sys.executable, "-c", textwrap.dedent(SCRIPT), str(folder), str(steps), mode, *sys.path])
+
+
+@pytest.mark.slow
+def test_a_killed_run_resumes_to_the_same_bits(tmp_path):
+    whole = start(tmp_path / "whole", 80, "new")
+    assert whole.wait(timeout=120) == 0
+    killed = start(tmp_path / "killed", 80, "new")
+    checkpoint = tmp_path / "killed" / "checkpoint.safetensors"
+    for _ in range(1200):
+        if checkpoint.exists() or killed.poll() is not None:
+            break
+        time.sleep(0.05)
+    os.kill(killed.pid, signal.SIGKILL)
+    killed.wait()
+    assert checkpoint.exists()
+    assert start(tmp_path / "killed", 80, "resume").wait(timeout=120) == 0
+    assert same_models(tmp_path / "whole", tmp_path / "killed")
+    steps = [line["step"] for line in lines(tmp_path / "killed") if "loss" in line]
+    assert steps == sorted(set(steps))
+
+
+@pytest.mark.slow
+def test_raising_the_steps_continues_a_finished_run(tmp_path):
+    run(tmp_path / "run", 20)
+    assert run(tmp_path / "run", 30, resume=True).steps == 30
+
+
+def test_resuming_needs_a_checkpoint_with_the_same_settings(tmp_path):
+    with pytest.raises(FormatError, match="nothing to resume"):
+        run(tmp_path / "none", 5, resume=True)
+    run(tmp_path / "run", 5)
+    with pytest.raises(ConfigError, match="other settings \\(seed\\)"):
+        run(tmp_path / "run", 10, resume=True, seed=1)
+
+
+def test_steps_and_seconds_together_are_refused(tmp_path):
+    with pytest.raises(ConfigError, match="not both"):
+        train_scene(tiny_scene(), TrainOptions(max_steps=5, max_seconds=5.0), run=tmp_path / "run")
+
+
+def test_a_scene_without_held_out_frames_trains(tmp_path):
+    scene = replace(tiny_scene(), splits={"train": torch.arange(12), "test": torch.zeros(0, dtype=torch.int64)})
+    train_scene(scene, TrainOptions(max_steps=5, **FAST), run=tmp_path / "run")
+    assert not any("heldout_psnr" in line for line in lines(tmp_path / "run"))
+
+
+def test_masked_pixels_are_never_drawn():
+    from polyfield.scenes.images import Images
+    from polyfield.scenes.rays import SceneRays
+
+    scene = tiny_scene()
+    masks = [torch.zeros(24, 24, dtype=torch.uint8) for _ in range(12)]
+    for mask in masks:
+        mask[:12] = 255
+    frames = [scene.images.image(k) for k in range(12)]
+    scene = replace(scene, images=Images.from_frames(frames, masks))
+    _, _, y = SceneRays(scene, scene.splits["train"])._pixels(2000, torch.Generator().manual_seed(0))
+    assert int(y.max()) < 12
