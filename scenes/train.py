@@ -47,8 +47,8 @@ class TrainOptions:
     max_steps: int | None = None
     """Total optimisation steps. Default: by time."""
     max_seconds: float | None = None
-    """Training time in seconds, evaluation not counted; fixes the number of steps once, from measured speed.
-    Default 300 where max_steps is not given."""
+    """Training time in seconds, evaluation not counted; fixes the number of steps once, from measured speed. Where max_steps is
+    not given either: 300, and 50 for the built-in scene."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Of the networks' multiplications; auto takes bf16 on processors that have it."""
     device: Literal["auto", "cpu"] = "auto"
@@ -68,11 +68,12 @@ class TrainOptions:
     evaluate_every: int = 500
     """Steps between looks at held-out rays (not counted as training time)."""
 
-    def loop(self) -> LoopConfig:
-        """Settings of the loop; 300 seconds where neither steps nor seconds are given."""
+    def loop(self, scene: str = "") -> LoopConfig:
+        """Settings of the loop for the scene of that name."""
         if self.max_steps is not None and self.max_seconds is not None:
             raise ConfigError("give --max-steps or --max-seconds, not both")
-        seconds = 300.0 if self.max_steps is None and self.max_seconds is None else self.max_seconds
+        usual = 50.0 if scene == "demo" else 300.0  # the demo is to be over within a minute and a half, all counted
+        seconds = usual if self.max_steps is None and self.max_seconds is None else self.max_seconds
         return LoopConfig(max_steps=self.max_steps, max_seconds=seconds)
 
 
@@ -138,7 +139,7 @@ def train_scene(
     hooks = [session.log, session.evaluate, session.checkpoint]
     if report is not None:
         hooks.append(lambda state, clock: session.report(state, report))
-    loop = options.loop()
+    loop = options.loop(scene.name)
     try:
         state = optimise(session.task, loop, hooks, state or session.state)
     except KeyboardInterrupt:
@@ -257,8 +258,8 @@ class _Session:
         speed = sum(r for _, r in self._marks[1:]) / spent if spent > 0 else float("nan")
         per_step = spent / max(1, len(self._marks) - 1)
         left = (state.total_steps - state.step) * per_step if state.total_steps else float("nan")
-        if state.total_steps is None and self.options.loop().max_seconds is not None:
-            left = (self.options.loop().max_seconds or 0.0) - state.seconds
+        if state.total_steps is None:
+            left = (self.options.loop(self.scene.name).max_seconds or 0.0) - state.seconds
         psnr = counts.get("psnr", float("nan"))
         loss = state.result.loss
         sink(Progress(state.step, state.total_steps, loss, psnr, self.heldout_psnr, speed, state.seconds, left))
