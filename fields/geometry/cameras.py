@@ -99,8 +99,8 @@ class Cameras:
             world_from_camera: (F, 3, 4) or (3, 4) or with a fourth row.
             width: Pixels, one or (F,).
             height: Pixels, one or (F,).
-            focal: fx = fy as one number or (F,), or [fx, fy] as (2,) or (F, 2); (2,) is [fx, fy] also for two cameras. None
-                is allowed for EQUIRECTANGULAR only and means the full sphere: width / 2 pi and height / pi.
+            focal: fx = fy as one number or (F,), or [fx, fy] as (2,) or (F, 2); (2,) is [fx, fy] also for two cameras.
+                None is allowed for EQUIRECTANGULAR only and means the full sphere: width / 2 pi and height / pi.
             principal: (F, 2) or (2,) [cx, cy] pixels; the image centre by default.
             distortion: (F, 8) or (8,); none by default.
             model: One code or (F,) codes.

@@ -8,13 +8,15 @@ A fitted polynomial folds back beyond some radius, where its inverse stops to be
 (less 1 %, to keep the Jacobian away from zero). Everything beyond is clamped to it: pixels outside `Lens.reach` get
 the ray of the limit in their direction, and points outside the limit are projected there and reported invalid.
 
-Undistortion is Newton's method without gradients, followed by one Newton step that has them: by the implicit function
-theorem its derivative is that of the inverse. First-order gradients only.
+Undistortion solves for the radius by Newton's method within a bracket, which cannot fail on a monotone function, and
+then for the tangential part by Newton's method in the plane, all without gradients. One Newton step that has them
+follows: by the implicit function theorem its derivative is that of the inverse. First-order gradients only.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -26,7 +28,7 @@ _MAX_RADIUS = math.tan(math.radians(89.0))
 # fold.
 _FOLD_MARGIN = 0.99
 _FOLD_SCAN = 512
-_MAX_STEPS = 24
+_MAX_STEPS = 40
 
 
 class Lens(NamedTuple):
@@ -35,12 +37,12 @@ class Lens(NamedTuple):
     Attributes:
         limit: (F,) largest undistorted radius (OpenCV: |x/z, y/z|; fisheye: theta in radians) that is used.
         reach: (F,) the distorted radius of that limit.
-        steps: Newton steps after which every pixel of every image has converged.
+        steps: Newton steps for the radius and in the plane, after which every pixel of every image has converged.
     """
 
     limit: Tensor
     reach: Tensor
-    steps: int
+    steps: tuple[int, int]
 
 
 def distort_opencv(xy: Tensor, distortion: Tensor) -> Tensor:
@@ -57,7 +59,7 @@ def distort_opencv(xy: Tensor, distortion: Tensor) -> Tensor:
     return torch.stack(_opencv(x, y, distortion.unbind(-1), jacobian=False)[:2], -1)
 
 
-def undistort_opencv(uv: Tensor, distortion: Tensor, limit: Tensor, reach: Tensor, steps: int) -> Tensor:
+def undistort_opencv(uv: Tensor, distortion: Tensor, limit: Tensor, reach: Tensor, steps: tuple[int, int]) -> Tensor:
     """Inverts `distort_opencv` within the limit.
 
     Args:
@@ -65,7 +67,7 @@ def undistort_opencv(uv: Tensor, distortion: Tensor, limit: Tensor, reach: Tenso
         distortion: (N, 8) or (1, 8).
         limit: (N,) or (1,) of `Lens`.
         reach: (N,) or (1,) of `Lens`.
-        steps: Newton steps.
+        steps: Newton steps of `Lens`.
 
     Returns:
         (N, 2) x/z and y/z with radius at most `limit`; gradients flow to uv and distortion.
@@ -74,9 +76,10 @@ def undistort_opencv(uv: Tensor, distortion: Tensor, limit: Tensor, reach: Tenso
     u, v = uv.unbind(-1)
     with torch.no_grad():
         ks = distortion.unbind(-1)
-        factor = shrink(u * u + v * v, limit)
+        target = torch.hypot(u, v)
+        factor = _invert(lambda radius: _radial(radius, ks), target, limit, steps[0]) / target.clamp_min(1e-30)
         x, y = u * factor, v * factor
-        for _ in range(steps):
+        for _ in range(steps[1]):
             fu, fv, a, b, c = _opencv(x, y, ks)
             dx, dy = _solve(fu, fv, a, b, c, u, v)
             x, y = x - dx, y - dy
@@ -103,15 +106,14 @@ def distort_fisheye(theta: Tensor, distortion: Tensor) -> Tensor:
     return _fisheye(theta, distortion.unbind(-1))[0]
 
 
-def undistort_fisheye(radius: Tensor, distortion: Tensor, limit: Tensor, reach: Tensor, steps: int) -> Tensor:
+def undistort_fisheye(
+    radius: Tensor, distortion: Tensor, limit: Tensor, reach: Tensor, steps: tuple[int, int]
+) -> Tensor:
     """Inverts `distort_fisheye` within the limit: radius (N,) to theta (N,) in [0, limit]; gradients as there."""
     radius = torch.minimum(radius, reach)
     with torch.no_grad():
         ks = distortion.unbind(-1)
-        theta = torch.minimum(radius, limit)
-        for _ in range(steps):
-            value, slope = _fisheye(theta, ks)
-            theta = torch.minimum((theta - (value - radius) / slope).clamp_min(0), limit)
+        theta = _invert(lambda angle: _fisheye(angle, ks), radius, limit, steps[0])
     if not (torch.is_grad_enabled() and (radius.requires_grad or distortion.requires_grad)):
         return theta
     value, slope = _fisheye(theta, distortion.unbind(-1))
@@ -149,58 +151,94 @@ def find_lens(distortion: Tensor, fisheye: Tensor, corner: Tensor) -> Lens:
         low, high = torch.where(good, middle, low), torch.where(good, high, middle)
     whole = last == _FOLD_SCAN - 1
     limit = torch.where(whole, radii[:, -1], low[:, 0] * _FOLD_MARGIN).clamp_min(1e-9)
-    reach = torch.where(fisheye, _fisheye(limit, k.unbind(-1))[0], _radial(limit, k)).clamp_max(
+    reach = torch.where(fisheye, _fisheye(limit, k.unbind(-1))[0], _radial(limit, k.unbind(-1))[0]).clamp_max(
         1e18
     )  # its square is finite
     steps = _count_steps(k, fisheye, corner.detach().double(), limit, reach, distortion.dtype)
     return Lens(limit.to(distortion.dtype), reach.to(distortion.dtype), steps)
 
 
-def _count_steps(k: Tensor, fisheye: Tensor, corner: Tensor, limit: Tensor, reach: Tensor, dtype: torch.dtype) -> int:
-    """Runs Newton on a fan of image points and counts the steps until none moves by more than rounding."""
+def _count_steps(
+    k: Tensor, fisheye: Tensor, corner: Tensor, limit: Tensor, reach: Tensor, dtype: torch.dtype
+) -> tuple[int, int]:
+    """Solves for a fan of image points and counts the steps until none moves by more than rounding."""
     if k.shape[0] == 0:
-        return 1
-    fan = torch.linspace(1 / 16, 1.02, 16, dtype=torch.float64, device=k.device)
+        return 1, 0
+    fan = torch.linspace(1 / 32, 1.02, 32, dtype=torch.float64, device=k.device)
     angles = torch.arange(8, dtype=torch.float64, device=k.device) * (math.tau / 8)
-    radius = (corner[:, None] * fan).flatten()  # (F * 16,)
-    ks, limits, reaches, fish = (t.repeat_interleave(16, 0) for t in (k, limit, reach, fisheye))
-    points = radius[:, None, None] * torch.stack((angles.cos(), angles.sin()), -1)  # (F * 16, 8, 2)
+    radius = (corner[:, None] * fan).flatten()  # (F * 32,)
+    ks, limits, reaches, bent = (t.repeat_interleave(32, 0) for t in (k, limit, reach, ~fisheye))
+    points = radius[:, None, None] * torch.stack((angles.cos(), angles.sin()), -1)  # (F * 32, 8, 2)
     tolerance = 16 * torch.finfo(dtype).eps
-    previous = None
-    for steps in range(1, _MAX_STEPS + 1):
-        theta = undistort_fisheye(radius, ks, limits, reaches, steps)
+
+    def solve(steps: tuple[int, int]) -> Tensor:
+        theta = undistort_fisheye(radius, ks, limits, reaches, steps)[:, None, None]
         xy = undistort_opencv(points, ks[:, None], limits[:, None], reaches[:, None], steps)
-        now = torch.where(fish[:, None, None], theta[:, None, None], xy)
-        if previous is not None and bool(((now - previous).abs() <= tolerance * (1 + now.abs())).all()):
-            return steps
-        previous = now
-    return _MAX_STEPS
+        return torch.where(bent[:, None, None], xy, theta)
+
+    def count(steps: Callable[[int], tuple[int, int]], first: int) -> int:
+        before = solve(steps(first))
+        for number in range(first, _MAX_STEPS):
+            after = solve(steps(number + 1))
+            if bool(((after - before).abs() <= tolerance * (1 + after.abs())).all()):
+                return number
+            before = after
+        return _MAX_STEPS
+
+    radial = count(lambda number: (number, 0), 1)
+    plane = count(lambda number: (radial, number), 0) if bool((bent & ks[:, 2:4].any(1)).any()) else 0
+    return radial, plane
+
+
+def _invert(formula: Callable[[Tensor], tuple[Tensor, Tensor]], target: Tensor, limit: Tensor, steps: int) -> Tensor:
+    """Where in [0, limit] a growing formula (value, slope) takes the target value; its ends for targets outside.
+
+    Newton's step is taken where it stays within the bracket and at least halves the last step; else the bracket is
+    halved ("rtsafe", Numerical Recipes, section 9.4). Steps of rounding size are always taken: the bracket may still
+    be wide then.
+    """
+    high = limit.expand(target.shape)
+    low = torch.zeros_like(target)
+    x = torch.minimum(target, limit)
+    last = high
+    tiny = 64 * torch.finfo(target.dtype).eps
+    for _ in range(steps):
+        value, slope = formula(x)
+        below = value < target
+        low, high = torch.where(below, x, low), torch.where(below, high, x)
+        step = (target - value) / slope
+        newton = x + step
+        good = (newton >= low) & (newton <= high) & (2 * step.abs() <= last.abs()) | (step.abs() <= tiny * (1 + x))
+        last = torch.where(good, step, (high - low) / 2)
+        x = torch.minimum(torch.where(good, newton, (low + high) / 2), limit)
+    return x
 
 
 def _is_monotone(radius: Tensor, k: Tensor, fisheye: Tensor) -> Tensor:
     """(F, n) radii -> (F, n) bool: distortion grows with the radius there, in every direction of the image."""
     columns = [column[:, None] for column in k.unbind(-1)]
-    k1, k2, p1, p2, k3, k4, k5, k6 = columns
-    s = radius.square()
-    n = 1 + s * (k1 + s * (k2 + s * k3))
-    d = 1 + s * (k4 + s * (k5 + s * k6))
-    dn = k1 + s * (2 * k2 + s * 3 * k3)
-    dd = k4 + s * (2 * k5 + s * 3 * k6)
-    tangential = radius * torch.hypot(p1, p2)
+    _, _, p1, p2, _, k4, k5, k6 = columns
+    s = radius * radius
+    pole = 1 + s * (k4 + s * (k5 + s * k6)) <= 0
+    value, slope = _radial(radius, columns)
     # Along the worst direction the radial derivative loses 6 r |p| and the derivative along the circle 2 r |p|.
-    along = (n * d + 2 * s * (dn * d - n * dd)) / d.square() - 6 * tangential
-    across = n / d - 2 * tangential
-    perspective = (d > 0) & (along > 0) & (across > 0)
+    tangential = torch.hypot(p1, p2)
+    perspective = ~pole & (slope > 6 * radius * tangential) & (value >= 2 * s * tangential)
     return torch.where(fisheye[:, None], _fisheye(radius, columns)[1] > 0, perspective)
 
 
-def _radial(radius: Tensor, k: Tensor) -> Tensor:
-    k1, k2, _, _, k3, k4, k5, k6 = k.unbind(-1)
-    s = radius.square()
-    return radius * (1 + s * (k1 + s * (k2 + s * k3))) / (1 + s * (k4 + s * (k5 + s * k6)))
+def _radial(radius: Tensor, ks: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Distorted radius without the tangential part, and its derivative."""
+    k1, k2, _, _, k3, k4, k5, k6 = ks
+    s = radius * radius
+    d = 1 + s * (k4 + s * (k5 + s * k6))
+    g = (1 + s * (k1 + s * (k2 + s * k3))) / d
+    dn = k1 + s * (2 * k2 + s * (3 * k3))
+    dd = k4 + s * (2 * k5 + s * (3 * k6))
+    return radius * g, g + 2 * s * (dn - g * dd) / d
 
 
-def _opencv(x: Tensor, y: Tensor, ks, jacobian: bool = True) -> tuple[Tensor, ...]:
+def _opencv(x: Tensor, y: Tensor, ks: Sequence[Tensor], jacobian: bool = True) -> tuple[Tensor, ...]:
     """Distorted u, v and, if asked, the symmetric Jacobian (u_x, u_y = v_x, v_y)."""
     k1, k2, p1, p2, k3, k4, k5, k6 = ks
     xx, yy, xy2 = x * x, y * y, 2 * x * y
@@ -230,7 +268,7 @@ def _solve(fu: Tensor, fv: Tensor, a: Tensor, b: Tensor, c: Tensor, u: Tensor, v
     return (c * ru - b * rv) / det, (a * rv - b * ru) / det
 
 
-def _fisheye(theta: Tensor, ks) -> tuple[Tensor, Tensor]:
+def _fisheye(theta: Tensor, ks: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """Distorted angle and its derivative."""
     k1, k2, k3, k4 = ks[:4]
     s = theta * theta

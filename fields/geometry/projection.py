@@ -39,7 +39,7 @@ class LensRows(NamedTuple):
     distortion: Tensor
     limit: Tensor
     reach: Tensor
-    steps: int
+    steps: tuple[int, int]
 
 
 class Projection(NamedTuple):

@@ -17,12 +17,11 @@ from ..errors import ConfigError, NativeError, ShapeError
 from . import _cpu
 from .activations import DENSITY_ACTIVATIONS
 from .composite import composite
-from .fused_mlp import MlpSpec, fused_mlp_reference
+from .fused_mlp import HIDDEN_ACTIVATIONS, MlpSpec, fused_mlp_reference
 from .hash_encode import HashGridSpec, hash_encode_reference
 from .spherical_harmonics import spherical_harmonics_reference
 
 LOSSES = {"mse": 0, "huber": 1}
-HIDDEN_ACTIVATIONS = {"none": 0, "relu": 1, "softplus": 2, "sine": 3}
 
 
 @dataclass(frozen=True, kw_only=True)

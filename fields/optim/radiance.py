@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ..base import RadianceField
 from ..errors import ConfigError
 from ..geometry import Rays
+from ..ops import _cpu
 from ..ops.adam import lazy_adam_
 from ..ops.composite import composite
 from ..ops.distortion import distortion_loss
@@ -56,7 +57,7 @@ class RaySource(Protocol):
 class RadianceTaskConfig:
     """How a radiance field is trained."""
 
-    samples: int = 1 << 18
+    samples: int = 1 << 17
     """Live samples aimed at per step; the number of rays follows."""
     first_rays: int = 4096
     """Rays of the first step."""
@@ -119,6 +120,9 @@ class RadianceTask:
             name: (torch.zeros_like(p, requires_grad=False), torch.zeros_like(p, requires_grad=False))
             for name, (p, _) in self.parameters.items()
         }
+        for name, (parameter, _) in self.parameters.items():
+            for tensor in (parameter.data, *self.moments[name]):
+                _cpu.advise_huge_pages(tensor)
         self.fused = (
             config.fused
             and isinstance(field, HashField)

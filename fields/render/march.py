@@ -39,7 +39,7 @@ class MarchConfig:
     stop: float = 1e-4
     """A ray ends where its transmittance falls below this (instant-ngp's training value)."""
     capacity: int = 1 << 22
-    """Most samples of one wave over all rays; rays that do not fit are counted in `PackedSamples.dropped`."""
+    """Most samples of one wave over all rays; rays that do not fit wait for the next wave."""
 
     def __post_init__(self) -> None:
         if not self.step_size > 0:
@@ -66,7 +66,7 @@ class PackedSamples(NamedTuple):
     offsets: Tensor
     """(R+1,) int32."""
     dropped: int
-    """Rays that did not fit a wave's capacity (they lost the samples of that wave and after)."""
+    """How often a ray did not fit into a wave's capacity and had to wait for the next."""
 
     @property
     def marched(self) -> int:

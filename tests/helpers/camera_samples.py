@@ -8,7 +8,7 @@ import torch
 
 from polyfield.fields.geometry import CameraModel, Cameras, look_at
 
-OPENCV_DISTORTION = [0.08, -0.05, 1e-3, -5e-4, 0.01, 0.02, -0.01, 0.002]
+OPENCV_DISTORTION = [0.08, -0.05, 0.02, -0.015, 0.01, 0.02, -0.01, 0.002]
 FISHEYE_DISTORTION = [0.04, -0.02, 0.004, -0.0005, 0.0, 0.0, 0.0, 0.0]
 
 
