@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 
 from polyfield.fields import Model
-from polyfield.fields.render import render
 from polyfield.fields.ops.activations import density_from_raw
+from polyfield.fields.render import render
 from polyfield.scenes import TrainOptions, load_scene, train_scene
 
 

@@ -4,8 +4,8 @@ A field is a function of points. It knows no rays, no cameras and no images; mar
 are written once against the class below. It follows the two blocks of PVD (arXiv 2211.15977, section 3.1): block 1 maps
 positions to a density and a feature vector, block 2 maps features and a direction to colour.
 
-Frames: positions are in the model's scene frame, in which the region of interest is about [-1, 1]^3; the field itself maps them to
-[0, 1]^3. Density is per unit length of the scene frame. Directions are unit vectors and never reach `geometry`.
+Frames: positions are in the model's scene frame, in which the region of interest is about [-1, 1]^3; the field itself
+maps them to [0, 1]^3. Density is per unit length of the scene frame. Directions are unit vectors and never reach `geometry`.
 """
 
 from __future__ import annotations

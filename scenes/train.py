@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from .. import __version__
+from .. import __version__  # pyright: ignore[reportMissingImports]
 from ..fields.errors import ConfigError, FormatError
 from ..fields.formats.model_file import read_tensors, write_tensors
 from ..fields.geometry import Rays
@@ -47,8 +47,7 @@ class TrainOptions:
     max_steps: int | None = None
     """Total optimisation steps. Default: by time."""
     max_seconds: float | None = None
-    """Training time in seconds, evaluation not counted; fixes the number of steps once, from measured speed. Where max_steps is
-    not given either: 300, and 50 for the built-in scene."""
+    """Training time, evaluation not counted. Default: 300, for the built-in scene 60. Fixes the steps once."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Of the networks' multiplications; auto takes bf16 on processors that have it."""
     device: Literal["auto", "cpu"] = "auto"
@@ -72,7 +71,7 @@ class TrainOptions:
         """Settings of the loop for the scene of that name."""
         if self.max_steps is not None and self.max_seconds is not None:
             raise ConfigError("give --max-steps or --max-seconds, not both")
-        usual = 50.0 if scene == "demo" else 300.0  # the demo is to be over within a minute and a half, all counted
+        usual = 60.0 if scene == "demo" else 300.0  # the demo is to be over within a minute and a half, all counted
         seconds = usual if self.max_steps is None and self.max_seconds is None else self.max_seconds
         return LoopConfig(max_steps=self.max_steps, max_seconds=seconds)
 
@@ -218,7 +217,7 @@ class _Session:
         march, background = self.preset.march, self.scene.background
         return Model(self.field, self.occupancy, march, to_dataset, background, provenance)
 
-    # -- hooks ------------------------------------------------------------------------------------------------------------
+    # -- hooks ------------------------------------------------------------------------------------------------------
 
     def log(self, state: LoopState, clock: Clock) -> None:
         self.state = state
@@ -228,7 +227,10 @@ class _Session:
         line |= state.result.counts
         line["occupied"] = self.occupancy.occupied_fraction()
         with open(self.run / "metrics.jsonl", "a") as file:
-            file.write(json.dumps({k: v if not isinstance(v, float) or math.isfinite(v) else None for k, v in line.items()}) + "\n")
+            file.write(
+                json.dumps({k: v if not isinstance(v, float) or math.isfinite(v) else None for k, v in line.items()})
+                + "\n"
+            )
 
     def evaluate(self, state: LoopState, clock: Clock) -> None:
         if state.step % self.options.evaluate_every and state.step != state.total_steps:
@@ -264,7 +266,7 @@ class _Session:
         loss = state.result.loss
         sink(Progress(state.step, state.total_steps, loss, psnr, self.heldout_psnr, speed, state.seconds, left))
 
-    # -- files ------------------------------------------------------------------------------------------------------------
+    # -- files ------------------------------------------------------------------------------------------------------
 
     def save_checkpoint(self) -> None:
         header = {
@@ -283,14 +285,18 @@ class _Session:
         mine, theirs = self._identity(), header.get("settings")
         if mine != theirs:
             differing = [k for k in mine if not isinstance(theirs, dict) or theirs.get(k) != mine[k]]
-            raise ConfigError(f"{path} is of a run with other settings ({', '.join(differing)}); resume with the same ones")
+            raise ConfigError(
+                f"{path} is of a run with other settings ({', '.join(differing)}); resume with the same ones"
+            )
         current = self.task.tensors()
         if set(current) != set(tensors) or any(current[k].shape != tensors[k].shape for k in current):
             raise FormatError(f"{path}: its tensors are not those of this run")
         with torch.no_grad():
             for name, tensor in current.items():
                 tensor.copy_(tensors[name])
-        self.occupancy.load_state_dict({k.removeprefix("occupancy."): v for k, v in tensors.items() if k.startswith("occupancy.")})
+        self.occupancy.load_state_dict(
+            {k.removeprefix("occupancy."): v for k, v in tensors.items() if k.startswith("occupancy.")}
+        )
         self.task.load_scalars(header["task"])
         self.state = LoopState.from_dict(header["loop"])
         self._cut_log(self.state.step)

@@ -125,7 +125,7 @@ def test_build_does_not_fetch_torch(build: tuple[Path, str]) -> None:
 @needs_compiler
 def test_installed_wheel_runs_outside_the_checkout(build: tuple[Path, str], tmp_path: Path) -> None:
     binaries = make_environment(tmp_path / "venv")
-    pip("--python", binaries / "python", "install", "--no-deps", build[0], cwd=tmp_path)
+    pip("--python", binaries / "python", "install", "--ignore-installed", "--no-deps", build[0], cwd=tmp_path)
     code = (
         "import polyfield.fields.ops as ops; from polyfield.fields.ops import _cpu; print(ops.__file__, _cpu.level())"
     )

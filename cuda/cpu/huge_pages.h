@@ -1,6 +1,6 @@
-// Large buffers on 2 MiB pages: fewer faults when a fresh output is first written (32 MiB are 8192 faults, as long as the
-// kernels that write them take), fewer TLB misses when a table of tens of megabytes is read at random. Advice only, for
-// systems that grant huge pages on request; results do not change.
+// Large buffers on 2 MiB pages: fewer faults when a fresh output is first written (32 MiB are 8192 faults, as long as
+// the kernels that write them take), fewer TLB misses when a table of tens of megabytes is read at random. Advice only,
+// for systems that grant huge pages on request; results do not change.
 #pragma once
 #include "api.h"
 #if defined(__linux__)

@@ -31,11 +31,11 @@ struct Batch {
 };
 
 struct Objective {
-  i64 activation;    // density activation code
-  i64 loss;          // 0 mean squared error, 1 Huber
-  float huber;       // where Huber turns linear
-  float stop;        // transmittance below which a ray ends
-  i64 bands;         // spherical-harmonics bands
+  i64 activation;  // density activation code
+  i64 loss;        // 0 mean squared error, 1 Huber
+  float huber;     // where Huber turns linear
+  float stop;      // transmittance below which a ray ends
+  i64 bands;       // spherical-harmonics bands
 };
 
 i64 round_up(i64 value, i64 multiple) { return (value + multiple - 1) / multiple * multiple; }
@@ -57,13 +57,15 @@ struct ColorLayout {
     for (i64 k = 0; k < extended.width * extended.inputs; ++k) wide[k] = 0.0f;
     for (i64 o = 0; o < given.width; ++o)
       for (i64 i = 0; i < given.inputs; ++i) wide[o * extended.inputs + column(i)] = flat[o * given.inputs + i];
-    std::memcpy(wide + extended.width * extended.inputs, flat + first, (given.parameter_count() - first) * sizeof(float));
+    std::memcpy(wide + extended.width * extended.inputs, flat + first,
+                (given.parameter_count() - first) * sizeof(float));
   }
   void restrict_to(const float* wide, float* flat) const {
     const i64 first = given.width * given.inputs;
     for (i64 o = 0; o < given.width; ++o)
       for (i64 i = 0; i < given.inputs; ++i) flat[o * given.inputs + i] = wide[o * extended.inputs + column(i)];
-    std::memcpy(flat + first, wide + extended.width * extended.inputs, (given.parameter_count() - first) * sizeof(float));
+    std::memcpy(flat + first, wide + extended.width * extended.inputs,
+                (given.parameter_count() - first) * sizeof(float));
   }
 };
 
@@ -87,11 +89,12 @@ struct Outputs {
 };
 
 // One ray, forward and backward. `pass` is the transmittance of each sample, `slope` the derivative of its density with
-// respect to the raw one, `colors` (rows, color_width) after the sigmoid. Writes the pixel, d loss / d(raw density) and d loss / d(colour
-// before the sigmoid); returns the ray's part of the loss, not yet divided by 3 R.
+// respect to the raw one, `colors` (rows, color_width) after the sigmoid. Writes the pixel, d loss / d(raw density) and
+// d loss / d(colour before the sigmoid); returns the ray's part of the loss, not yet divided by 3 R.
 double composite_ray(const Objective& objective, i64 begin, i64 end, const float* deltas, const float* pass,
-                     const float* slope, const float* colors, i64 color_width, const float* target, const float* background,
-                     float scale, float* grad_raw, float* grad_colors, float* pixel, float* alpha) {
+                     const float* slope, const float* colors, i64 color_width, const float* target,
+                     const float* background, float scale, float* grad_raw, float* grad_colors, float* pixel,
+                     float* alpha) {
   float transmittance = 1.0f, color[3] = {0.0f, 0.0f, 0.0f};
   i64 stop = end;
   for (i64 i = begin; i < end; ++i) {
@@ -214,7 +217,8 @@ double run_group(const Batch& batch, const Objective& objective, const Networks&
     for (i64 i = batch.offsets[ray] - first; i < batch.offsets[ray + 1] - first; ++i)
       std::memcpy(color_in + i * color_width + head, basis, (color_width - head) * sizeof(float));
   }
-  for (i64 i = count; i < rows; ++i) std::memset(color_in + i * color_width + head, 0, (color_width - head) * sizeof(float));
+  for (i64 i = count; i < rows; ++i)
+    std::memset(color_in + i * color_width + head, 0, (color_width - head) * sizeof(float));
   mlp_forward<P>(color, space.color, color_in, out, 0, rows);
 
   transmittances<kActivation>(color_in, color_width, deltas, rows, pass, slope);
@@ -224,22 +228,23 @@ double run_group(const Batch& batch, const Objective& objective, const Networks&
   const float scale = 1.0f / (3.0f * float(batch.rays));
   double loss = 0.0;
   for (i64 ray = first_ray; ray < last_ray; ++ray)
-    loss += composite_ray(objective, batch.offsets[ray] - first, batch.offsets[ray + 1] - first, deltas, pass, slope, out,
-                          out_width, batch.targets + 3 * ray, batch.backgrounds + 3 * ray, scale, grad_raw, grad_out,
-                          outputs.pixels + 3 * ray, outputs.alphas + ray);
+    loss += composite_ray(objective, batch.offsets[ray] - first, batch.offsets[ray + 1] - first, deltas, pass, slope,
+                          out, out_width, batch.targets + 3 * ray, batch.backgrounds + 3 * ray, scale, grad_raw,
+                          grad_out, outputs.pixels + 3 * ray, outputs.alphas + ray);
   MlpRows in_rows;
   in_rows.dx_columns = head;
   mlp_backward<P>(color, space.color, color_in, grad_out, grad_in, grad_color, 0, rows, in_rows);
   for (i64 i = 0; i < rows; ++i) grad_in[i * color_width] = grad_raw[i];
   mlp_backward<P>(density, space.density, x, grad_in, grad_x, grad_density, 0, rows, head_rows);
-  rows_to_level_major(grad_x, in_width, count, outputs.level_gradient, outputs.stride, networks.levels, networks.channels, first);
+  rows_to_level_major(grad_x, in_width, count, outputs.level_gradient, outputs.stride, networks.levels,
+                      networks.channels, first);
   return loss;
 }
 
 // All rays. Slot s owns the rays whose first sample lies in its share of the samples, and sums of its own.
 template <class P, int kActivation>
-double run_slots(const Batch& batch, const Objective& objective, const Networks& networks, const float* density_parameters,
-                 const float* color_parameters, const Outputs& outputs, i64 threads) {
+double run_slots(const Batch& batch, const Objective& objective, const Networks& networks,
+                 const float* density_parameters, const float* color_parameters, const Outputs& outputs, i64 threads) {
   static thread_local MlpWeights<P> own_density, own_color;
   MlpWeights<P>&density = own_density, &color = own_color;  // workers read the caller's
   const ColorLayout& layout = networks.layout;
@@ -251,7 +256,8 @@ double run_slots(const Batch& batch, const Objective& objective, const Networks&
   std::vector<i64> begins(kSlots + 1, batch.rays);
   begins[0] = 0;
   for (i64 ray = 0, slot = 1; ray < batch.rays && slot < kSlots; ++ray)
-    while (slot < kSlots && i64(batch.offsets[ray]) * kSlots >= slot * max_of(batch.samples, i64(1))) begins[slot++] = ray;
+    while (slot < kSlots && i64(batch.offsets[ray]) * kSlots >= slot * max_of(batch.samples, i64(1)))
+      begins[slot++] = ray;
   const i64 density_size = round_up(mlp_gradient_size(networks.density), 16);
   const i64 slot_size = density_size + round_up(mlp_gradient_size(layout.extended), 16);
   static thread_local Scratch<float> partial;
@@ -321,7 +327,8 @@ void encode(const std::vector<HashLevel>& levels, i64 channels, const float* tab
     });
   });
   parallel_chunks(threads, samples, 4096, [&](i64 begin, i64 end) {
-    level_major_to_rows(level_major, stride, count, channels, begin, end - begin, rows + begin * count * channels, count * channels);
+    level_major_to_rows(level_major, stride, count, channels, begin, end - begin, rows + begin * count * channels,
+                        count * channels);
   });
 }
 
@@ -339,7 +346,8 @@ void scatter(const std::vector<HashLevel>& levels, const Soa& soa, i64 samples, 
     const i64 begin = i64(level.offset) * C, size = i64(level.size) * C;
     if (table.gradient) {
       std::memset(table.gradient + begin, 0, size * sizeof(float));
-      hash_scatter_level<float, C>(level, soa.x, soa.y, soa.z, samples, level_gradient + l * stride * C, table.gradient + begin);
+      hash_scatter_level<float, C>(level, soa.x, soa.y, soa.z, samples, level_gradient + l * stride * C,
+                                   table.gradient + begin);
       return;
     }
     // One level's sums: a thread's own, zero between uses, since Adam clears what it consumed.
@@ -349,7 +357,8 @@ void scatter(const std::vector<HashLevel>& levels, const Soa& soa, i64 samples, 
       std::memset(sums.data, 0, sums.capacity * sizeof(float));
     }
     hash_scatter_level<float, C>(level, soa.x, soa.y, soa.z, samples, level_gradient + l * stride * C, sums.data);
-    adam_rows<float>(table.values + begin, table.m + begin, table.v + begin, sums.data, level.size, C, adam, true, true);
+    adam_rows<float>(table.values + begin, table.m + begin, table.v + begin, sums.data, level.size, C, adam, true,
+                     true);
   });
 }
 
@@ -363,14 +372,16 @@ using namespace polyfield;
 // sizes: samples N, rays R, levels L, channels C, SH bands, density activation, loss (0 mean squared, 1 Huber), hidden
 //   activation, density width, density hidden layers, density outputs, colour width, colour hidden layers, bf16, step.
 // scalars: Huber threshold, transmittance to stop at, lr of the table, lr of the networks, beta1, beta2, epsilon.
-// level_rows (L, 5): as `hash_levels` reads them. features and index may be null. With grad_table (entries, C) given, the
-// gradients are written and no step is made; else Adam changes table, density and color in place (step counts from 1).
+// level_rows (L, 5): as `hash_levels` reads them. features and index may be null. With grad_table (entries, C) given,
+// the gradients are written and no step is made; else Adam changes table, density and color in place (step counts from
+// 1).
 PF_API i64 pf_radiance_step_f32(const float* positions, const float* deltas, const float* features, const i32* index,
-                                const i32* offsets, const float* directions, const float* targets, const float* backgrounds,
-                                const i64* sizes, const double* scalars, const double* level_rows, float* table,
-                                float* table_m, float* table_v, float* density, float* density_m, float* density_v,
-                                float* color, float* color_m, float* color_v, float* grad_table, float* grad_density,
-                                float* grad_color, double* loss, float* pixels, float* alphas, i64 threads) {
+                                const i32* offsets, const float* directions, const float* targets,
+                                const float* backgrounds, const i64* sizes, const double* scalars,
+                                const double* level_rows, float* table, float* table_m, float* table_v, float* density,
+                                float* density_m, float* density_v, float* color, float* color_m, float* color_v,
+                                float* grad_table, float* grad_density, float* grad_color, double* loss, float* pixels,
+                                float* alphas, i64 threads) {
   Batch batch{positions, deltas, features, index, offsets, sizes[0], sizes[1], directions, targets, backgrounds};
   const i64 level_count = sizes[2], channels = sizes[3], bands = sizes[4];
   const Objective objective{sizes[5], sizes[6], float(scalars[0]), float(scalars[1]), bands};
@@ -399,10 +410,12 @@ PF_API i64 pf_radiance_step_f32(const float* positions, const float* deltas, con
     batch.features = rows, batch.deltas = packed_deltas, batch.index = nullptr;
   }
   const Outputs outputs{pixels, alphas, grad_density, grad_color, by_level, stride};
-  *loss = sizes[13] ? run_activation<BF16>(objective.activation, batch, objective, networks, density, color, outputs, threads)
-                    : run_activation<F32>(objective.activation, batch, objective, networks, density, color, outputs, threads);
+  *loss = sizes[13]
+              ? run_activation<BF16>(objective.activation, batch, objective, networks, density, color, outputs, threads)
+              : run_activation<F32>(objective.activation, batch, objective, networks, density, color, outputs, threads);
   const i64 density_count = density_shape.parameter_count(), color_count = color_shape.parameter_count();
-  if (!(*loss - *loss == 0.0) || !all_finite(grad_density, density_count) || !all_finite(grad_color, color_count)) return 1;
+  if (!(*loss - *loss == 0.0) || !all_finite(grad_density, density_count) || !all_finite(grad_color, color_count))
+    return 1;
   const auto adam = [&](double lr) { return adam_step<float>(lr, scalars[4], scalars[5], scalars[6], 0.0, sizes[14]); };
   const Table state{table, table_m, table_v, grad_table};
   with_channels(channels, [&](auto c) {

@@ -1,5 +1,6 @@
 // The widest vector of the level this file is compiled for, by compiler vector extensions: arithmetic operators work on
-// `Vec<T>` as on scalars and contract to FMA. Intrinsics appear only where the extensions cannot say it (gathers, bf16).
+// `Vec<T>` as on scalars and contract to FMA. Intrinsics appear only where the extensions cannot say it (gathers,
+// bf16).
 #pragma once
 #include <cstring>
 

@@ -48,8 +48,8 @@ def runnable_levels() -> tuple[str, ...]:
     if platform.machine().lower() not in ("x86_64", "amd64"):
         return ("base",)
     flags = cpu_flags()
-    v3 = _V3 <= flags
-    v4 = v3 and _V4 <= flags
+    v3 = flags >= _V3
+    v4 = v3 and flags >= _V4
     bf16 = v4 and "avx512_bf16" in flags
     return tuple(n for n, ok in (("v4bf16", bf16), ("v4", v4), ("v3", v3), ("v2", True), ("base", True)) if ok)
 
@@ -121,7 +121,9 @@ def _function(name: str):
     try:
         function = getattr(loaded[1], name)
     except AttributeError:
-        raise NativeError(f"the native library ({loaded[0]}) has no function {name}; run 'pip install .' again") from None
+        raise NativeError(
+            f"the native library ({loaded[0]}) has no function {name}; run 'pip install .' again"
+        ) from None
     function.restype = ctypes.c_longlong
     return function
 

@@ -77,7 +77,7 @@ class RadianceBatch(NamedTuple):
     """(R, 3) colours, composited on `backgrounds`."""
     backgrounds: Tensor
     """(R, 3) what lies behind."""
-    index: Tensor | None = None
+    rows: Tensor | None = None
     """(N,) int32 row of each sample in positions, deltas and features; None where sample i is row i."""
     features: Tensor | None = None
     """(M, L*C) encoded positions, where they are known already; encoded here otherwise."""
@@ -172,14 +172,14 @@ def radiance_reference(
     """Loss and gradients by plain torch under autograd, in the dtype of the parameters (float64 for a ground truth)."""
     leaves = RadianceParameters(*(p.detach().clone().requires_grad_() for p in parameters))
     dtype = leaves.table.dtype
-    rows = slice(None) if batch.index is None else batch.index.long()
+    chosen = slice(None) if batch.rows is None else batch.rows.long()
     counts = (batch.offsets[1:] - batch.offsets[:-1]).long()
     directions = batch.directions.to(dtype).repeat_interleave(counts, 0)
-    head = hash_encode_reference(batch.positions[rows].to(dtype), leaves.table, spec.grid)
+    head = hash_encode_reference(batch.positions[chosen].to(dtype), leaves.table, spec.grid)
     head = fused_mlp_reference(head, leaves.density, spec.density)
     basis = spherical_harmonics_reference(directions, spec.sh_bands)
     rgb = fused_mlp_reference(torch.cat([head[:, 1:], basis], 1), leaves.color, spec.color)
-    deltas = batch.deltas[rows].to(dtype)
+    deltas = batch.deltas[chosen].to(dtype)
     out = composite(
         head[:, 0].contiguous(),
         rgb,
@@ -249,7 +249,7 @@ def _run(
         batch.positions,
         batch.deltas,
         batch.features,
-        batch.index,
+        batch.rows,
         batch.offsets,
         batch.directions,
         batch.targets,
@@ -270,11 +270,11 @@ def _run(
 
 def _check(batch: RadianceBatch, parameters: RadianceParameters, spec: RadianceSpec, precision: str) -> tuple[int, int]:
     rays = batch.directions.shape[0]
-    rows = batch.positions.shape[0]
-    samples = rows if batch.index is None else batch.index.shape[0]
+    stored = batch.positions.shape[0]
+    samples = stored if batch.rows is None else batch.rows.shape[0]
     wanted: dict[str, tuple[Tensor, tuple[int, ...], torch.dtype]] = {
-        "positions": (batch.positions, (rows, 3), torch.float32),
-        "deltas": (batch.deltas, (rows,), torch.float32),
+        "positions": (batch.positions, (stored, 3), torch.float32),
+        "deltas": (batch.deltas, (stored,), torch.float32),
         "offsets": (batch.offsets, (rays + 1,), torch.int32),
         "directions": (batch.directions, (rays, 3), torch.float32),
         "targets": (batch.targets, (rays, 3), torch.float32),
@@ -283,10 +283,10 @@ def _check(batch: RadianceBatch, parameters: RadianceParameters, spec: RadianceS
         "density": (parameters.density, (spec.density.parameter_count,), torch.float32),
         "color": (parameters.color, (spec.color.parameter_count,), torch.float32),
     }
-    if batch.index is not None:
-        wanted["index"] = (batch.index, (samples,), torch.int32)
+    if batch.rows is not None:
+        wanted["rows"] = (batch.rows, (samples,), torch.int32)
     if batch.features is not None:
-        wanted["features"] = (batch.features, (rows, spec.grid.features), torch.float32)
+        wanted["features"] = (batch.features, (stored, spec.grid.features), torch.float32)
     for name, (tensor, shape, dtype) in wanted.items():
         if tuple(tensor.shape) != shape or tensor.dtype != dtype or not tensor.is_contiguous():
             raise ShapeError(f"{name} must be contiguous {shape} {dtype}; got {tuple(tensor.shape)} {tensor.dtype}")

@@ -1,9 +1,9 @@
 """The one optimisation loop: steps, schedule, clock, guards and checkpoints; used by training and by conversion.
 
-The loop knows no rays and no fields. A `Task` does one step and hands out its tensors; hooks look on. The learning rate depends on
-the step only: it rises over `warmup_steps`, stays, and decays exponentially from `decay_start` to the planned last
-step. With `max_seconds` the number of steps is fixed once, from the speed measured over the first part of the budget, and
-stored; resuming uses the stored plan, so an interrupted run equals an uninterrupted one.
+The loop knows no rays and no fields. A `Task` does one step and hands out its tensors; hooks look on. The learning
+rate depends on the step only: it rises over `warmup_steps`, stays, and decays exponentially from `decay_start` to the
+planned last step. With `max_seconds` the number of steps is fixed once, from the speed measured over the first part of
+the budget, and stored; resuming uses the stored plan, so an interrupted run equals an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -192,8 +192,8 @@ def _plan_from_steps(state: LoopState, config: LoopConfig) -> None:
 
 
 def _plan_from_speed(state: LoopState, config: LoopConfig, marks: list[tuple[int, float]]) -> None:
-    """Fix the number of steps once. The speed is that of the second half of what was measured, since the first steps march
-    through space that is not yet known to be empty."""
+    """Fix the number of steps once. The speed is that of the second half of what was measured, since the first steps
+    march through space that is not yet known to be empty."""
     budget = config.max_seconds
     assert budget is not None
     if state.seconds < config.measure_share * budget:
@@ -234,8 +234,8 @@ def _guard(task: Task, state: LoopState, snapshot: _Snapshot, config: LoopConfig
     state.rollbacks += 1
     if state.rollbacks > config.max_rollbacks:
         raise NativeError(
-            f"tensor {bad!r} is not finite at step {state.step}, after {config.max_rollbacks} roll-backs with halved learning "
-            "rates; try --precision fp32 or look for NaN in the poses and images"
+            f"tensor {bad!r} is not finite at step {state.step}, after {config.max_rollbacks} roll-backs with halved "
+            "learning rates; try --precision fp32 or look for NaN in the poses and images"
         )
     snapshot.restore(task)
     state.lr_damping *= 0.5

@@ -131,14 +131,14 @@ class RadianceTask:
             and native_available(*(p for p, _ in self.parameters.values()))
         )
 
-    # -- optim.loop.Task ------------------------------------------------------------------------------------------------
+    # -- optim.loop.Task --------------------------------------------------------------------------------------------
 
     def step(self, step: int, lr_scale: float) -> StepResult:
         if step % self.config.occupancy_every == 0:
             self._refresh_occupancy(step)
         batch = self.source.batch(step, self.ray_count)
         samples = self._samples(batch, step)
-        live = samples.index.shape[0]
+        live = samples.rows.shape[0]
         if live == 0:
             # Nothing to learn from: the field has emptied. Look everywhere again.
             self.occupancy.reset()
@@ -168,7 +168,7 @@ class RadianceTask:
     def load_scalars(self, values: dict[str, Any]) -> None:
         self.ray_count = int(values["ray_count"])
 
-    # -- parts of a step ------------------------------------------------------------------------------------------------
+    # -- parts of a step --------------------------------------------------------------------------------------------
 
     def _refresh_occupancy(self, step: int) -> None:
         def density_raw(x: Tensor) -> Tensor:
@@ -207,7 +207,9 @@ class RadianceTask:
         wanted = self.ray_count * min(2.0, max(0.5, self.config.samples / live))
         self.ray_count = min(self.config.max_rays, max(256, int(wanted) // 16 * 16))
 
-    def _fused_step(self, batch: RayBatch, samples: PackedSamples, step: int, lr_scale: float) -> tuple[float, bool, float]:
+    def _fused_step(
+        self, batch: RayBatch, samples: PackedSamples, step: int, lr_scale: float
+    ) -> tuple[float, bool, float]:
         field = self.field
         assert isinstance(field, HashField)
         named = ("table", "density", "color")
@@ -219,7 +221,7 @@ class RadianceTask:
                 batch.rays.directions,
                 batch.targets,
                 batch.backgrounds,
-                samples.index,
+                samples.rows,
                 samples.cache,
             ),
             RadianceParameters(*(self.parameters[n][0].data for n in named)),
@@ -243,7 +245,7 @@ class RadianceTask:
     def _composed_step(
         self, batch: RayBatch, samples: PackedSamples, step: int, lr_scale: float
     ) -> tuple[float, bool, float]:
-        field, ids, rows = self.field, samples.ray_ids(), samples.index.long()
+        field, ids, rows = self.field, samples.ray_ids(), samples.rows.long()
         distances, deltas = samples.distances[rows], samples.deltas[rows]
         moving = batch.rays.origins.requires_grad or batch.rays.directions.requires_grad
         directions = batch.rays.directions[ids]

@@ -1,8 +1,9 @@
 """The hash-grid radiance field: what a scene is when its features live in a multiresolution hash table.
 
-Architecture of instant-ngp (Müller et al. 2022, arXiv 2201.05989, section 5.4): hash encoding -> density network (one hidden layer)
--> raw density and 15 features; features and spherical harmonics of the direction -> colour network (two hidden layers) -> sigmoid.
-One difference: the raw density itself is not an input of the colour network, so that block 2 sees what other fields can provide.
+Architecture of instant-ngp (Müller et al. 2022, arXiv 2201.05989, section 5.4): hash encoding -> density network (one
+hidden layer) -> raw density and 15 features; features and spherical harmonics of the direction -> colour network (two
+hidden layers) -> sigmoid. One difference: the raw density itself is not an input of the colour network, so that block 2
+sees what other fields can provide.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ class HashFieldConfig:
 
 
 class HashField(RadianceField):
-    """Final. See the module's text; `parameters`: `encoding.table`, `density.parameters_flat`, `color.parameters_flat`."""
+    """Final. See the module. Parameters: `encoding.table`, `density.parameters_flat`, `color.parameters_flat`."""
 
     def __init__(self, config: HashFieldConfig | None = None, *, seed: int = 0) -> None:
         super().__init__()

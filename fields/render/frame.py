@@ -73,16 +73,16 @@ def render_rays(
 
     count = rays.origins.shape[0]
     samples = march_visible(rays, occupancy, density_pass, march, activation=field.density_activation)
-    index = samples.index.long()
-    if index.numel() == 0:
+    rows = samples.rows.long()
+    if rows.numel() == 0:
         nothing = torch.zeros(count, device=rays.origins.device)
         return RayColors(background.expand(count, 3).clone(), nothing, nothing + float("inf"), samples.marched)
     assert samples.cache is not None
     out = composite(
-        samples.density_raw[index],
-        field.radiance(samples.cache[index], rays.directions[samples.ray_ids()], x=samples.positions[index]),
-        samples.distances[index],
-        samples.deltas[index],
+        samples.density_raw[rows],
+        field.radiance(samples.cache[rows], rays.directions[samples.ray_ids()], x=samples.positions[rows]),
+        samples.distances[rows],
+        samples.deltas[rows],
         samples.offsets,
         background.expand(count, 3).contiguous(),
         activation=field.density_activation,

@@ -1,8 +1,8 @@
 """Which points does a ray have to ask for? Marching through occupied space in waves, with early termination.
 
 A wave gives every ray still alive its next few samples; the field's density is evaluated there, rays that have become
-opaque stop, and the next wave continues the others. So samples behind an opaque surface are never encoded, in training and in
-rendering. What a density pass computed (encodings, features) is kept, so that live samples are encoded once.
+opaque stop, and the next wave continues the others. So samples behind an opaque surface are never encoded, in training
+and in rendering. What a density pass computed (encodings, features) is kept, so that live samples are encoded once.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class MarchConfig:
 
 
 class PackedSamples(NamedTuple):
-    """The live samples of R rays. Row `index[i]` of the buffers is sample i; `offsets` groups samples by ray."""
+    """The live samples of R rays. Row `rows[i]` of the buffers is sample i; `offsets` groups samples by ray."""
 
     positions: Tensor
     """(M, 3) every marched position, scene frame."""
@@ -61,7 +61,7 @@ class PackedSamples(NamedTuple):
     """(M,) as the density pass found it."""
     cache: Tensor | None
     """(M, C) what the density pass kept."""
-    index: Tensor
+    rows: Tensor
     """(N,) int32 rows of the live samples, by ray, near to far."""
     offsets: Tensor
     """(R+1,) int32."""
@@ -161,10 +161,10 @@ def march_visible(
         none = torch.zeros(0, dtype=torch.int32, device=device)
         offsets = torch.zeros(count + 1, dtype=torch.int32, device=device)
         return PackedSamples(empty.reshape(0, 3), empty, empty, empty, None, none, offsets, 0)
-    index, offsets = pack_waves(torch.cat(ids), torch.cat(starts), torch.cat(counts), count)
+    rows, offsets = pack_waves(torch.cat(ids), torch.cat(starts), torch.cat(counts), count)
     positions, distances, deltas, raws = (_joined([b[k] for b in buffers]) for k in range(4))
     cache = None if buffers[0][4] is None else _joined([b[4] for b in buffers])
-    return PackedSamples(positions, distances, deltas, raws, cache, index, offsets, dropped)
+    return PackedSamples(positions, distances, deltas, raws, cache, rows, offsets, dropped)
 
 
 def _joined(parts: list[Tensor | None]) -> Tensor:

@@ -95,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(HELP)
         return OK if arguments else USAGE
     if arguments[0] == "--version":
-        from ... import __version__
+        from ... import __version__  # pyright: ignore[reportMissingImports]
 
         print(f"polyfield {__version__}")
         return OK

@@ -110,7 +110,7 @@ def examine() -> list[Check]:
 
 
 def _system() -> list[Check]:
-    from ... import __version__
+    from ... import __version__  # pyright: ignore[reportMissingImports]
 
     python = sys.version_info
     recent = python >= (3, 10)

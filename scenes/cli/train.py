@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from ... import __version__
+from ... import __version__  # pyright: ignore[reportMissingImports]
 from ...fields.errors import ConfigError
 from ...fields.formats import write_json
 from ..train import TrainOptions

@@ -25,7 +25,7 @@ class Preset:
     """Cells per axis of a cascade."""
 
     def for_reference(self) -> Preset:
-        """Less work per step, for machines without the native library: the torch references are some 50 times slower."""
+        """Less work per step, for machines without the native library: torch's references are some 50 times slower."""
         task = replace(self.task, samples=1 << 14, first_rays=512, max_rays=1 << 13)
         return replace(self, task=task, resolution=64)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from polyfield.fields import HashField, HashFieldConfig, MarchConfig, Model, OccupancyGrid, Similarity
 from polyfield.fields.errors import ConfigError, FormatError
 from polyfield.fields.formats.model_file import read_tensors, write_tensors

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+
 from polyfield.fields import Cameras, Similarity
 from polyfield.fields.geometry import look_at
 from polyfield.scenes.images import Images
@@ -28,7 +29,7 @@ def tiny_scene() -> Scene:
         half = (0.36 - distance.square()).clamp(min=0).sqrt()
         hit = origins + (along - half)[:, None] * directions
         color = hit / 0.6 * 0.4 + 0.5
-        alpha = (distance < 0.6).float()
+        alpha = ((0.6 - distance) * (SIDE * 1.4 / 3) + 0.5).clamp(0, 1)  # edges one pixel wide
         rgba = torch.cat([color.clamp(0, 1), alpha[:, None]], 1)
         frames.append((rgba * 255).round().to(torch.uint8).reshape(SIDE, SIDE, 4))
     return Scene(

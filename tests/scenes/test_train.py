@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.tiny import tiny_scene
+
 from polyfield.fields import Model
 from polyfield.fields.errors import ConfigError, FormatError
 from polyfield.fields.formats.model_file import read_tensors

@@ -244,6 +244,6 @@ def test_operators_pass_their_tests_at_every_level(level: str) -> None:
     forced = {"POLYFIELD_BACKEND": "reference"}
     if level != "reference":
         forced = {"POLYFIELD_BACKEND": "cpu", "POLYFIELD_CPU_LEVEL": level}
-    command = [sys.executable, "-m", "pytest", str(OP_TESTS), "-q", "-x", "-p", "no:cacheprovider"]
+    command = [sys.executable, "-m", "pytest", str(OP_TESTS), "-q", "-p", "no:cacheprovider"]
     done = subprocess.run(command, env=environment(**forced), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-6000:]

@@ -47,7 +47,8 @@ def test_columns_are_input_then_sines_and_cosines_per_octave():
 def test_float_is_accurate_at_every_octave():
     x = uniform(500, 3, dtype=torch.float32, low=-1)
     exact = frequency_encode_reference(x.double(), 24, False)  # angles reduced exactly, in double
-    assert (frequency_encode(x, 24, False).double() - exact).abs().max() < 2e-7
+    # Half an ulp of an angle near pi (1.2e-7), the rounding of pi in it (up to 0.9e-7) and of the sine (0.3e-7).
+    assert (frequency_encode(x, 24, False).double() - exact).abs().max() < 2.5e-7
 
 
 def test_double_equals_torch_sines():

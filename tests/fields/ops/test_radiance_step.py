@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from polyfield.fields.errors import ConfigError, NativeError, ShapeError
 from polyfield.fields.ops.adam import lazy_adam_
 from polyfield.fields.ops.fused_mlp import MlpSpec, initial_parameters
@@ -62,7 +63,9 @@ def make_batch(rays: int, mean_samples: int, seed: int = 0) -> RadianceBatch:
 
 
 def as_double(batch: RadianceBatch) -> RadianceBatch:
-    return RadianceBatch(*(t.double() if t is not None and t.is_floating_point() else t for t in batch))
+    return batch._replace(
+        **{k: t.double() for k, t in batch._asdict().items() if t is not None and t.is_floating_point()}
+    )
 
 
 def relative(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -123,7 +126,7 @@ def test_indexed_samples_and_given_features_change_nothing():
     order = torch.randperm(n + 40, generator=torch.Generator().manual_seed(3))[:n]
     positions, deltas = torch.rand(n + 40, 3), torch.rand(n + 40)
     positions[order], deltas[order] = plain.positions, plain.deltas
-    shuffled = plain._replace(positions=positions, deltas=deltas, index=order.int())
+    shuffled = plain._replace(positions=positions, deltas=deltas, rows=order.int())
     cached = shuffled._replace(features=hash_encode(positions, parameters.table, spec.grid))
     out, gradients = radiance_gradients(plain, parameters, spec)
     for batch in (shuffled, cached):
@@ -139,7 +142,7 @@ def test_update_equals_gradients_followed_by_lazy_adam():
     fused, composed = make_parameters(spec), make_parameters(spec)
     moments = [[RadianceParameters(*(torch.zeros_like(p) for p in fused)) for _ in range(2)] for _ in range(2)]
     for step in (1, 2, 3):
-        radiance_step_(batch, fused, *moments[0], spec, rates, step=step)
+        radiance_step_(batch, fused, moments[0][0], moments[0][1], spec, rates, step=step)
         _, gradients = radiance_gradients(batch, composed, spec)
         for k in range(3):
             lr = rates.table_lr if k == 0 else rates.network_lr
@@ -197,7 +200,7 @@ def test_non_finite_input_changes_nothing_and_is_reported(poison):
         getattr(parameters, poison).view(-1)[:] = float("inf")
     moments = [RadianceParameters(*(torch.zeros_like(p) for p in parameters)) for _ in range(2)]
     before = [p.clone() for p in parameters]
-    out = radiance_step_(batch, parameters, *moments, spec, AdamRates(1e-2, 1e-2), step=1)
+    out = radiance_step_(batch, parameters, moments[0], moments[1], spec, AdamRates(1e-2, 1e-2), step=1)
     assert not out.finite
     assert all(torch.equal(a, b) for a, b in zip(before, parameters, strict=True))
     assert all(float(m.abs().sum()) == 0 for moment in moments for m in moment)

@@ -8,6 +8,7 @@ import time
 
 import pytest
 import torch
+
 from polyfield.fields.errors import ConfigError, NativeError
 from polyfield.fields.optim.loop import Clock, LoopConfig, LoopState, StepResult, lr_scale, optimise
 
@@ -20,11 +21,11 @@ class Descent:
         self.seen: list[tuple[int, float]] = []
         self.poison_at, self.seconds = poison_at, seconds
 
-    def step(self, step: int, lr: float) -> StepResult:
+    def step(self, step: int, lr_scale: float) -> StepResult:
         if self.seconds:
             time.sleep(self.seconds)
-        self.seen.append((step, lr))
-        self.x -= 0.01 * lr * self.x
+        self.seen.append((step, lr_scale))
+        self.x -= 0.01 * lr_scale * self.x
         if step == self.poison_at:
             self.x[1] = float("nan")
         return StepResult(float(self.x.square().sum()), True, {})
@@ -46,7 +47,7 @@ def test_learning_rate_rises_stays_and_decays_to_its_final_value():
     assert rates[0] == pytest.approx(0.1)
     assert rates[9:100] == [1.0] * 91
     assert rates[-1] == pytest.approx(0.01, rel=0.06)
-    assert all(a >= b for a, b in zip(rates[100:], rates[101:], strict=False))
+    assert rates[100:] == sorted(rates[100:], reverse=True)
 
 
 @pytest.mark.parametrize("cut", [1, 60, 119])
@@ -103,7 +104,7 @@ def test_a_poisoned_tensor_is_rolled_back_and_the_rate_halved():
 
 def test_giving_up_names_the_tensor():
     class Hopeless(Descent):
-        def step(self, step, lr):
+        def step(self, step, lr_scale):
             self.x[0] = float("inf")
             return StepResult(0.0, True, {})
 
@@ -113,10 +114,10 @@ def test_giving_up_names_the_tensor():
 
 def test_ctrl_c_waits_for_the_end_of_the_step():
     class Slow(Descent):
-        def step(self, step, lr):
+        def step(self, step, lr_scale):
             if step == 3:
                 os.kill(os.getpid(), signal.SIGINT)
-            return super().step(step, lr)
+            return super().step(step, lr_scale)
 
     task, state = Slow(), LoopState()
     with pytest.raises(KeyboardInterrupt):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from polyfield.fields import HashField, HashFieldConfig
 from polyfield.fields.errors import ConfigError
 from polyfield.fields.ops.hash_encode import HashGridSpec

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+
 from polyfield.fields import Geometry, MarchConfig, Model, OccupancyGrid, RadianceField, Rays, Similarity
 from polyfield.fields.errors import ShapeError
 from polyfield.fields.geometry import Cameras, look_at
@@ -85,7 +86,7 @@ def test_live_samples_lie_in_order_along_their_rays():
         replace(FINE, waves=(16, 64)),
         activation="relu",
     )
-    t = out.distances[out.index.long()]
+    t = out.distances[out.rows.long()]
     for ray in range(3):
         begin, end = int(out.offsets[ray]), int(out.offsets[ray + 1])
         assert bool((t[begin + 1 : end] > t[begin : end - 1]).all())
