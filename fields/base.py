@@ -5,7 +5,8 @@ are written once against the class below. It follows the two blocks of PVD (arXi
 positions to a density and a feature vector, block 2 maps features and a direction to colour.
 
 Frames: positions are in the model's scene frame, in which the region of interest is about [-1, 1]^3; the field itself
-maps them to [0, 1]^3. Density is per unit length of the scene frame. Directions are unit vectors and never reach `geometry`.
+maps them to [0, 1]^3. Density is per unit length of the scene frame. Directions are unit vectors; they never reach
+`geometry`.
 """
 
 from __future__ import annotations

@@ -44,7 +44,9 @@ def same_models(a: Path, b: Path) -> bool:
 def test_a_ball_is_learned(tmp_path, changes):
     result = run(tmp_path / "run", 150, **changes)
     held_out = [line["heldout_psnr"] for line in lines(tmp_path / "run") if "heldout_psnr" in line]
-    assert held_out[-1] > 24
+    # An all-white picture scores about 11 dB; ten views of 24 pixels determine the ball to about 21 dB.
+    assert held_out[-1] > 19
+    assert held_out[-1] > held_out[0] + 1
     assert result.steps == 150
     assert result.skipped_steps == 0
     loaded = Model.load(result.model_path)
