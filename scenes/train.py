@@ -28,7 +28,7 @@ from ..fields.model import Model
 from ..fields.ops import _cpu
 from ..fields.optim.loop import Clock, LoopConfig, LoopState, optimise
 from ..fields.optim.radiance import RadianceTask
-from ..fields.radiance.hash import HashField, with_precision
+from ..fields.radiance.hash import HashField
 from ..fields.render import BACKGROUNDS, OccupancyGrid, render, render_rays
 from .presets import Preset, hash_preset
 from .rays import SceneRays
@@ -181,9 +181,9 @@ class _Session:
             exposure=options.exposure,
             samples=options.samples or preset.task.samples,
         )
-        self.preset = preset = dataclasses.replace(preset, task=task)
+        field = dataclasses.replace(preset.field, precision=self.precision)
+        self.preset = preset = dataclasses.replace(preset, task=task, field=field)
         self.field = HashField(preset.field, seed=options.seed)
-        with_precision(self.field, self.precision)
         self.occupancy = OccupancyGrid(cascades=preset.cascades, resolution=preset.resolution)
         poses = nn.Parameter(torch.zeros(len(scene.cameras), 6)) if options.refine_poses else None
         self.rays = SceneRays(scene, scene.splits["train"], seed=options.seed, pose_delta=poses)

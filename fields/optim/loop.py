@@ -192,17 +192,18 @@ def _plan_from_steps(state: LoopState, config: LoopConfig) -> None:
 
 
 def _plan_from_speed(state: LoopState, config: LoopConfig, marks: list[tuple[int, float]]) -> None:
-    """Fix the number of steps once. The speed is that of the second half of what was measured, since the first steps
-    march through space that is not yet known to be empty."""
+    """Fix the number of steps once. The speed is that of the last quarter of what was measured, since the first steps
+    march through space that is not yet known to be empty; 3 % stay in reserve, since steps grow a little (rays are
+    added as the scene empties) and the model is yet to be saved."""
     budget = config.max_seconds
     assert budget is not None
     if state.seconds < config.measure_share * budget:
         return
-    step0, seconds0 = marks[len(marks) // 2]
+    step0, seconds0 = marks[len(marks) * 3 // 4]
     if state.step == step0:  # a single step used up the measuring time
         step0, seconds0 = 0, 0.0
     per_step = (state.seconds - seconds0) / (state.step - step0)
-    remaining = max(0.0, budget - state.seconds)
+    remaining = max(0.0, 0.97 * budget - state.seconds)
     state.total_steps = state.plan_steps = state.step + int(remaining / per_step)
     state.decay_start = max(state.step, int(config.decay_from * state.plan_steps))
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..base import Geometry, RadianceField
 from ..encodings import HashGridEncoding
@@ -126,10 +126,3 @@ class HashField(RadianceField):
             {"name": "density", "params": list(self.density.parameters()), "lr": lr},
             {"name": "color", "params": list(self.color.parameters()), "lr": lr},
         ]
-
-
-def with_precision(module: nn.Module, precision: Literal["fp32", "bf16"]) -> None:
-    """Set the precision of every network inside `module` in place."""
-    for part in module.modules():
-        if isinstance(part, MLP):
-            part.precision = precision
