@@ -66,7 +66,7 @@ class LoopConfig:
     """Share of the steps (of the budget, with `max_seconds`) after which the learning rate decays."""
     final_lr: float = 0.03
     """Learning-rate factor at the planned last step."""
-    measure_share: float = 0.15
+    measure_share: float = 0.25
     """Share of `max_seconds` after which the number of steps is fixed from the measured speed."""
     guard_every: int = 250
     """Steps between checks of all tensors for NaN and Inf, and between snapshots to roll back to."""
@@ -192,14 +192,14 @@ def _plan_from_steps(state: LoopState, config: LoopConfig) -> None:
 
 
 def _plan_from_speed(state: LoopState, config: LoopConfig, marks: list[tuple[int, float]]) -> None:
-    """Fix the number of steps once. The speed is that of the last quarter of what was measured, since the first steps
+    """Fix the number of steps once. The speed is that of the second half of what was measured, since the first steps
     march through space that is not yet known to be empty; 3 % stay in reserve, since steps grow a little (rays are
     added as the scene empties) and the model is yet to be saved."""
     budget = config.max_seconds
     assert budget is not None
     if state.seconds < config.measure_share * budget:
         return
-    step0, seconds0 = marks[len(marks) * 3 // 4]
+    step0, seconds0 = marks[len(marks) // 2]
     if state.step == step0:  # a single step used up the measuring time
         step0, seconds0 = 0, 0.0
     per_step = (state.seconds - seconds0) / (state.step - step0)

@@ -57,8 +57,9 @@ class RaySource(Protocol):
 class RadianceTaskConfig:
     """How a radiance field is trained."""
 
-    samples: int = 1 << 17
-    """Live samples aimed at per step; the number of rays follows."""
+    samples: int = 1 << 16
+    """Live samples aimed at per step; the number of rays follows. Within minutes on two cores, twice as many steps beat
+    steps twice as large."""
     first_rays: int = 4096
     """Rays of the first step."""
     max_rays: int = 1 << 16

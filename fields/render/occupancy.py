@@ -87,7 +87,7 @@ class OccupancyGrid(nn.Module):
             step_size: smallest marching step, scene units: thickness = density * step_size in every cascade.
             warmup: look at every cell once (instant-ngp: during the first 256 steps). Else half of the samples come
                 from all cells and half from occupied ones, both stratified.
-            samples: how many points to look at; None means every cell at warmup, later half as many.
+            samples: how many points to look at; None means every cell at warmup, later an eighth as many.
 
         Cost is `samples` density queries and a few passes over the grid. Thickness is cut at 32; NaN is ignored.
 
@@ -95,7 +95,7 @@ class OccupancyGrid(nn.Module):
             ShapeError: `density_raw` does not answer with (n,).
         """
         if samples is None:
-            samples = self.cell_count if warmup else self.cell_count // 2
+            samples = self.cell_count if warmup else self.cell_count // 8
         uniform = samples if warmup else (samples + 1) // 2
         cells, positions = sample_cells(
             self.grid, self.bits, uniform=uniform, occupied=samples - uniform, seed=seed, step=step

@@ -32,7 +32,8 @@ class Preset:
 
 def hash_preset(scene: Scene) -> Preset:
     """Object captures fill the unit box; forward-facing and 360-degree captures get cascades around it, out to 8 times
-    the distance of the farthest camera (at least to 4), with steps that grow with distance (instant-ngp's 1/256)."""
+    the distance of the farthest camera (at least to 4), with steps that grow with distance: faster than instant-ngp's
+    1/256, since a ray through the haze that such a scene begins as must not use up the samples of ten others."""
     if scene.kind == "object":
         return Preset(field=HashFieldConfig(), march=MarchConfig(), task=RadianceTaskConfig(), cascades=1)
     reach = float(scene.cameras.centres().norm(dim=-1).max())
@@ -40,7 +41,7 @@ def hash_preset(scene: Scene) -> Preset:
     extent = float(2 ** (cascades - 1))
     return Preset(
         field=HashFieldConfig(grid=HashGridSpec(finest_resolution=int(2048 * extent)), extent=extent),
-        march=MarchConfig(cone_angle=1 / 256),
+        march=MarchConfig(cone_angle=1 / 64 if scene.kind == "forward" else 1 / 128),
         task=RadianceTaskConfig(),
         cascades=cascades,
     )
