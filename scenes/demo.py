@@ -14,7 +14,6 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-import sys
 import warnings
 from functools import cache
 from pathlib import Path
@@ -27,9 +26,11 @@ from ..fields.errors import ConfigError, FormatError
 from ..fields.formats import atomic_write
 from ..fields.geometry import Cameras, Similarity, look_at
 from . import demo_render, demo_shapes, demo_world
+from .cache import cache_folder
 from .demo_render import GroundTruth as GroundTruth
 from .demo_render import render_images
 from .demo_render import render_view as render_view
+from .images import Images, area_downscale
 
 if TYPE_CHECKING:
     from .scene import Scene
@@ -99,11 +100,11 @@ def load_demo(*, downscale: int = 1, cache_dir: str | os.PathLike[str] | None = 
     """
     if not isinstance(downscale, int) or not 1 <= downscale <= SIZE:
         raise ConfigError(f"downscale of the built-in scene must be an integer from 1 to {SIZE}; got {downscale!r}")
-    from .images import Images
     from .scene import Scene
 
     cameras = Cameras.concatenate([demo_cameras("train"), demo_cameras("test")])
-    pictures = area_downscale(_pictures(cameras, cache_folder(cache_dir)), downscale)
+    pictures = _pictures(cameras, cache_folder(cache_dir))
+    pictures = torch.stack([torch.from_numpy(area_downscale(p.numpy(), downscale)) for p in pictures])
     cameras = cameras.downscaled(downscale)
     frames, height, width, channels = pictures.shape
     train = torch.arange(TRAIN_VIEWS)
@@ -130,34 +131,6 @@ def load_demo(*, downscale: int = 1, cache_dir: str | os.PathLike[str] | None = 
             "split": "60 training and 10 test cameras on turned Fibonacci spirals",
         },
     )
-
-
-def area_downscale(pictures: Tensor, factor: int) -> Tensor:
-    """(F, H, W, 4) uint8 straight-alpha pictures, averaged over factor x factor pixels; what is left over is cut."""
-    if factor == 1:
-        return pictures
-    frames, height, width = (pictures.shape[0], pictures.shape[1] // factor, pictures.shape[2] // factor)
-    result = torch.empty(frames, height, width, 4, dtype=torch.uint8)
-    for picture, small in zip(pictures, result, strict=True):  # frame by frame: floats take four times the room
-        blocks = picture[: height * factor, : width * factor].float().view(height, factor, width, factor, 4)
-        alpha = blocks[..., 3:]
-        colour = (blocks[..., :3] * alpha).sum((1, 3)) / alpha.sum((1, 3)).clamp_min(1e-6)
-        small.copy_((torch.cat([colour, alpha.mean((1, 3))], -1) + 0.5).clamp_(0, 255))
-    return result
-
-
-def cache_folder(override: str | os.PathLike[str] | None = None) -> Path:
-    """Folder for what can be made again: `override`, `$POLYFIELD_CACHE`, else the platform's."""
-    named = override or os.environ.get("POLYFIELD_CACHE")
-    if named:
-        return Path(named).expanduser()
-    if sys.platform == "win32":
-        base = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
-    elif sys.platform == "darwin":
-        base = Path.home() / "Library" / "Caches"
-    else:
-        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return base / "polyfield"
 
 
 def _pictures(cameras: Cameras, folder: Path) -> Tensor:

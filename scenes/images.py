@@ -26,6 +26,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..fields.errors import ConfigError, FormatError, ShapeError
+from .cache import cache_folder
 from .image_files import Header, read_header, read_image, read_mask
 
 # Decoding is limited by memory bandwidth beyond this; each thread also holds one decoded image.
@@ -256,8 +257,6 @@ def map_file(size: int, cache_dir: Path | None) -> Tensor:
     Raises:
         ConfigError: The folder cannot be written, or the disk has no room.
     """
-    from .demo import cache_folder
-
     folder = cache_folder(cache_dir)
     path = None
     try:

@@ -73,6 +73,9 @@ def _pick() -> tuple[str, Path] | None:
             raise ConfigError(f"POLYFIELD_CPU_LEVEL must be one of {', '.join(LEVELS)}; got {level!r}")
         if level not in runnable_levels():
             raise NativeError(f"this processor cannot run level {level}; it can run {', '.join(runnable_levels())}")
+        if not _path_of(level).exists():
+            have = ", ".join(installed_levels()) or "none"
+            raise NativeError(f"level {level} is not installed (there is {have}); unset POLYFIELD_CPU_LEVEL")
         return level, _path_of(level)
     for candidate in runnable_levels():
         if _path_of(candidate).exists():

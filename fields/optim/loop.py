@@ -62,11 +62,11 @@ class LoopConfig:
     """Budget in seconds from the first step, evaluation excluded."""
     warmup_steps: int = 20
     """Steps over which the learning rate rises linearly from 0."""
-    decay_from: float = 0.25
+    decay_from: float = 0.35
     """Share of the steps (of the budget, with `max_seconds`) after which the learning rate decays."""
     final_lr: float = 0.03
     """Learning-rate factor at the planned last step."""
-    measure_share: float = 0.25
+    measure_share: float = 0.35
     """Share of `max_seconds` after which the number of steps is fixed from the measured speed."""
     guard_every: int = 250
     """Steps between checks of all tensors for NaN and Inf, and between snapshots to roll back to."""
@@ -193,7 +193,7 @@ def _plan_from_steps(state: LoopState, config: LoopConfig) -> None:
 
 def _plan_from_speed(state: LoopState, config: LoopConfig, marks: list[tuple[int, float]]) -> None:
     """Fix the number of steps once. The speed is that of the second half of what was measured, since the first steps
-    march through space that is not yet known to be empty; 3 % stay in reserve, since steps grow a little (rays are
+    march through space that is not yet known to be empty; 5 % stay in reserve, since steps grow a little (rays are
     added as the scene empties) and the model is yet to be saved."""
     budget = config.max_seconds
     assert budget is not None
@@ -203,7 +203,7 @@ def _plan_from_speed(state: LoopState, config: LoopConfig, marks: list[tuple[int
     if state.step == step0:  # a single step used up the measuring time
         step0, seconds0 = 0, 0.0
     per_step = (state.seconds - seconds0) / (state.step - step0)
-    remaining = max(0.0, 0.97 * budget - state.seconds)
+    remaining = max(0.0, 0.95 * budget - state.seconds)
     state.total_steps = state.plan_steps = state.step + int(remaining / per_step)
     state.decay_start = max(state.step, int(config.decay_from * state.plan_steps))
 

@@ -23,7 +23,9 @@ BACKGROUNDS = {"white": 1.0, "black": 0.0, "none": 0.0}
 RENDER_STOP = 1e-2
 """Transmittance at which a ray ends when rendering: the rest could change a channel by 1 % at most (instant-ngp)."""
 CHUNK = 1 << 15
-"""Rays rendered at once: their samples' features stay within about 100 MB."""
+"""Most rays rendered at once."""
+CHUNK_SAMPLES = 1 << 20
+"""Marched samples aimed at per chunk: their features, in and out of the networks, stay within about 500 MB."""
 
 
 class RayColors(NamedTuple):
@@ -120,9 +122,12 @@ def render(
     height, width = int(cameras.height[0]), int(cameras.width[0])
     rays = cameras.to(device).image_rays(0)
     parts = []
-    for begin in range(0, height * width, CHUNK):
-        chunk = Rays(rays.origins[begin : begin + CHUNK], rays.directions[begin : begin + CHUNK])
+    begin, size = 0, CHUNK // 16  # the first chunk shows how many samples a ray takes
+    while begin < height * width:
+        chunk = Rays(rays.origins[begin : begin + size], rays.directions[begin : begin + size])
         parts.append(render_rays(model.representation, model.occupancy, chunk, march, behind))
+        begin += size
+        size = min(CHUNK, max(256, size * CHUNK_SAMPLES // max(1, parts[-1].samples)))
     rgb = torch.cat([p.rgb for p in parts]).clamp(0, 1).reshape(height, width, 3)
     alpha = torch.cat([p.alpha for p in parts]).reshape(height, width)
     depth = torch.cat([p.depth for p in parts]).reshape(height, width)

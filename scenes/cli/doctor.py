@@ -290,7 +290,7 @@ def _nvrtc() -> list[Check]:
 def _cache() -> list[Check]:
     """Where Polyfield keeps what it can make again."""
     try:
-        from ..demo import cache_folder
+        from ..cache import cache_folder
     except ImportError as error:
         return [Check(name="cache", state="note", found=f"unknown: {one_line(str(error))[:200]}", remedy="see above")]
     folder = cache_folder()

@@ -11,6 +11,7 @@ from helpers.demo_baselines import VoxelGrid, nearest_view_psnr
 from polyfield.fields.errors import ConfigError
 from polyfield.fields.geometry import Cameras, look_at
 from polyfield.scenes import demo, demo_render, demo_shapes, demo_world
+from polyfield.scenes.cache import cache_folder
 
 UP = torch.tensor([0.0, 0.0, 1.0])
 
@@ -250,13 +251,6 @@ def test_sun_is_blocked_below_the_balloon_and_free_beside_it() -> None:
     assert demo_render.is_lit(points, UP.reshape(3, 1).expand(3, 2)).tolist() == [False, True]
 
 
-def test_downscaling_weighs_colour_by_alpha() -> None:
-    picture = torch.tensor([[[200, 10, 0, 255], [0, 0, 0, 0]], [[0, 0, 0, 0], [100, 30, 0, 255]]], dtype=torch.uint8)
-    small = demo.area_downscale(picture[None], 2)
-    assert small.tolist() == [[[[150, 20, 0, 128]]]]
-    assert demo.area_downscale(torch.full((1, 5, 7, 4), 9, dtype=torch.uint8), 2).shape == (1, 2, 3, 4)
-
-
 def test_cache_is_used_and_a_damaged_one_is_drawn_again(tmp_path, monkeypatch) -> None:
     drawn = []
 
@@ -288,10 +282,10 @@ def test_cache_that_cannot_be_written_warns(tmp_path, monkeypatch) -> None:
 
 def test_cache_folder_follows_argument_then_environment(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("POLYFIELD_CACHE", str(tmp_path / "env"))
-    assert demo.cache_folder() == tmp_path / "env"
-    assert demo.cache_folder(tmp_path) == tmp_path
+    assert cache_folder() == tmp_path / "env"
+    assert cache_folder(tmp_path) == tmp_path
     monkeypatch.delenv("POLYFIELD_CACHE")
-    assert demo.cache_folder().name == "polyfield"
+    assert cache_folder().name == "polyfield"
 
 
 def test_wrong_settings_say_what_was_expected() -> None:

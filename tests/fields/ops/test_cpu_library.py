@@ -103,6 +103,15 @@ def test_level_that_would_crash_is_refused(builds, monkeypatch: pytest.MonkeyPat
         _cpu._pick()
 
 
+def test_level_that_is_not_installed_is_refused(builds, monkeypatch: pytest.MonkeyPatch) -> None:
+    builds("x86_64", V4_FLAGS, ("v4", "v2"))
+    monkeypatch.setenv("POLYFIELD_CPU_LEVEL", "v3")
+    with pytest.raises(
+        NativeError, match=r"^level v3 is not installed \(there is v4, v2\); unset POLYFIELD_CPU_LEVEL$"
+    ):
+        _cpu._pick()
+
+
 def test_unknown_backend_is_refused(builds, monkeypatch: pytest.MonkeyPatch) -> None:
     builds("x86_64", set())
     monkeypatch.setenv("POLYFIELD_BACKEND", "gpu")

@@ -182,13 +182,12 @@ def test_only_what_needs_a_gradient_gets_one():
 
 def test_gradients_do_not_depend_on_the_memory_layout():
     x, table = uniform(3, 50).T, table_of(SMALL, torch.float64).requires_grad_()
-    assert not x.is_contiguous()
+    assert not x.is_contiguous()  # torch sums a strided batch in another order
     value = hash_encode(x, table, SMALL)
-    close = {"rtol": 1e-13, "atol": 1e-14}  # torch sums a strided batch in another order
-    torch.testing.assert_close(value, hash_encode(x.contiguous(), table, SMALL), **close)
+    torch.testing.assert_close(value, hash_encode(x.contiguous(), table, SMALL), rtol=1e-13, atol=1e-14)
     (expanded,) = torch.autograd.grad(value.sum(), table)  # its cotangent has stride 0
     (dense,) = torch.autograd.grad(hash_encode(x, table, SMALL), table, torch.ones_like(value))
-    torch.testing.assert_close(expanded, dense, **close)
+    torch.testing.assert_close(expanded, dense, rtol=1e-13, atol=1e-14)
 
 
 # --- torch's own rules
