@@ -1,4 +1,4 @@
-"""A scene small enough to train on in a test: a coloured ball, 12 views of 24 x 24 pixels, made without any file."""
+"""A scene small enough to train on in a test: a coloured ball, views of 24 x 24 pixels, made without any file."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from polyfield.scenes.scene import Scene
 SIDE = 24
 
 
-def tiny_scene() -> Scene:
-    """RGBA, object-like, in the scene frame; frames 0 to 9 train, 10 and 11 test."""
-    k = torch.arange(12) + 0.5
-    z, angle = 1 - 2 * k / 12, k * 2.399963
+def tiny_scene(views: int = 12) -> Scene:
+    """RGBA, object-like, in the scene frame; the last two frames are the test split, the others train."""
+    k = torch.arange(views) + 0.5
+    z, angle = 1 - 2 * k / views, k * 2.399963
     radius = (1 - z * z).sqrt()
     position = 3.0 * torch.stack([radius * angle.cos(), radius * angle.sin(), z], 1)
     poses = torch.stack([look_at(p, torch.zeros(3), torch.tensor([0.0, 0.0, 1.0])) for p in position])
     cameras = Cameras.create(poses, width=SIDE, height=SIDE, focal=SIDE * 1.4)
     frames = []
-    for frame in range(12):
+    for frame in range(views):
         origins, directions = cameras.image_rays(frame)
         along = -(origins * directions).sum(1)
         nearest = origins + along[:, None] * directions
@@ -37,7 +37,7 @@ def tiny_scene() -> Scene:
         kind="object",
         cameras=cameras,
         images=Images.from_frames(frames),
-        splits={"train": torch.arange(10), "test": torch.tensor([10, 11])},
+        splits={"train": torch.arange(views - 2), "test": torch.arange(views - 2, views)},
         to_scene=Similarity.identity(),
         bounds=torch.tensor([[-1.0] * 3, [1.0] * 3]),
         background="white",

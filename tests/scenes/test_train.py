@@ -26,8 +26,8 @@ pytestmark = pytest.mark.skipif(_cpu.level() == "reference", reason="training by
 FAST = {"samples": 4096, "evaluate_every": 20, "precision": "fp32"}
 
 
-def run(folder: Path, steps: int, resume: bool = False, **changes):
-    return train_scene(tiny_scene(), TrainOptions(max_steps=steps, **(FAST | changes)), run=folder, resume=resume)
+def run(folder: Path, steps: int, resume: bool = False, views: int = 12, **changes):
+    return train_scene(tiny_scene(views), TrainOptions(max_steps=steps, **(FAST | changes)), run=folder, resume=resume)
 
 
 def lines(folder: Path) -> list[dict]:
@@ -42,11 +42,12 @@ def same_models(a: Path, b: Path) -> bool:
 @pytest.mark.slow
 @pytest.mark.parametrize("changes", [{}, {"exposure": True}, {"distortion": 0.01}, {"refine_poses": True}], ids=str)
 def test_a_ball_is_learned(tmp_path, changes):
-    result = run(tmp_path / "run", 150, **changes)
+    # Ten views of 24 pixels do not determine the ball: held-out views score 15 to 21 dB by the luck of the seed. Of 46
+    # views it is learned to 29.7 to 32.9 dB for every seed and change tried; an all-white picture scores about 11 dB.
+    result = run(tmp_path / "run", 150, views=48, **changes)
     held_out = [line["heldout_psnr"] for line in lines(tmp_path / "run") if "heldout_psnr" in line]
-    # An all-white picture scores about 11 dB; ten views of 24 pixels determine the ball to about 21 dB.
-    assert held_out[-1] > 19
-    assert held_out[-1] > held_out[0] + 1
+    assert held_out[-1] > 28
+    assert held_out[-1] > held_out[0] + 10
     assert result.steps == 150
     assert result.skipped_steps == 0
     loaded = Model.load(result.model_path)
