@@ -98,8 +98,8 @@ template <class Body> void with_channels(i64 channels, const Body& body) {
   }
 }
 
-template <class T>
-void encode(const T* positions, i64 n, const T* table, const double* level_table, i64 levels, i64 channels, T* out,
+template <class T, class E>
+void encode(const T* positions, i64 n, const E* table, const double* level_table, i64 levels, i64 channels, T* out,
             i64 threads) {
   if (n == 0) return;
   const Batches<T> batch(level_table, levels, channels, n, 1, threads);
@@ -109,8 +109,8 @@ void encode(const T* positions, i64 n, const T* table, const double* level_table
     batch.for_each(positions, [&](i64 first, i64 count) {
       batch.for_each_run(count, [&](i64 l, i64 begin, i64 end) {
         const HashLevel& level = batch.level[l];
-        hash_encode_level<T, C>(level, table + i64(C) * level.offset, batch.x + begin, batch.y + begin, batch.z + begin,
-                                end - begin, batch.plane(0, l) + C * begin);
+        hash_encode_level<T, C, E>(level, table + i64(C) * level.offset, batch.x + begin, batch.y + begin,
+                                   batch.z + begin, end - begin, batch.plane(0, l) + C * begin);
       });
       batch.plane_to_rows(0, count, out + first * batch.features, batch.features);
     });
@@ -208,7 +208,7 @@ void backward(const T* positions, i64 n, const T* table, const double* level_tab
 #define PF_HASH_ENCODE(T, SUFFIX)                                                                                     \
   PF_API void pf_hash_encode_forward_##SUFFIX(const T* positions, i64 n, const T* table, const double* level_table,   \
                                               i64 levels, i64 channels, T* out, i64 threads) {                        \
-    encode<T>(positions, n, table, level_table, levels, channels, out, threads);                                      \
+    encode<T, T>(positions, n, table, level_table, levels, channels, out, threads);                                   \
   }                                                                                                                   \
   PF_API void pf_hash_encode_backward_##SUFFIX(const T* positions, i64 n, const T* table, const double* level_table,  \
                                                i64 levels, i64 channels, const T* features_grad, T* table_gradient,   \
@@ -229,3 +229,9 @@ void backward(const T* positions, i64 n, const T* table, const double* level_tab
 
 PF_HASH_ENCODE(float, f32)
 PF_HASH_ENCODE(double, f64)
+
+// Float positions and features, binary16 entries; the backward passes take the float table.
+PF_API void pf_hash_encode_forward_f16(const float* positions, i64 n, const Half* table, const double* level_table,
+                                       i64 levels, i64 channels, float* out, i64 threads) {
+  encode<float, Half>(positions, n, table, level_table, levels, channels, out, threads);
+}

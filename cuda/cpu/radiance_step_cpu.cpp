@@ -322,8 +322,9 @@ void encode(const std::vector<HashLevel>& levels, i64 channels, const float* tab
     parallel_for(threads, count * chunks, [&](i64 task) {
       const HashLevel& level = levels[count - 1 - task / chunks];  // the expensive hashed levels first
       const i64 begin = task % chunks * kChunk, n = min_of(kChunk, samples - begin);
-      hash_encode_level<float, C>(level, table + i64(level.offset) * C, soa.x + begin, soa.y + begin, soa.z + begin, n,
-                                  level_major + ((count - 1 - task / chunks) * stride + begin) * C);
+      hash_encode_level<float, C, float>(level, table + i64(level.offset) * C, soa.x + begin, soa.y + begin,
+                                         soa.z + begin, n,
+                                         level_major + ((count - 1 - task / chunks) * stride + begin) * C);
     });
   });
   parallel_chunks(threads, samples, 4096, [&](i64 begin, i64 end) {
@@ -334,6 +335,7 @@ void encode(const std::vector<HashLevel>& levels, i64 channels, const float* tab
 
 struct Table {
   float *values, *m, *v, *gradient;  // gradient (entries, C): written instead of a step where given
+  Half* rounded;                     // binary16 copy of the values that follows them, or null
 };
 
 // Scatter of the encoding's gradient, level by level, and Adam on the level while it is in the cache.
@@ -357,8 +359,8 @@ void scatter(const std::vector<HashLevel>& levels, const Soa& soa, i64 samples, 
       std::memset(sums.data, 0, sums.capacity * sizeof(float));
     }
     hash_scatter_level<float, C>(level, soa.x, soa.y, soa.z, samples, level_gradient + l * stride * C, sums.data);
-    adam_rows<float>(table.values + begin, table.m + begin, table.v + begin, sums.data, level.size, C, adam, true,
-                     true);
+    adam_rows<float>(table.values + begin, table.m + begin, table.v + begin, sums.data, level.size, C, adam, true, true,
+                     table.rounded ? table.rounded + begin : nullptr);
   });
 }
 
@@ -374,14 +376,14 @@ using namespace polyfield;
 // scalars: Huber threshold, transmittance to stop at, lr of the table, lr of the networks, beta1, beta2, epsilon.
 // level_rows (L, 5): as `hash_levels` reads them. features and index may be null. With grad_table (entries, C) given,
 // the gradients are written and no step is made; else Adam changes table, density and color in place (step counts from
-// 1).
+// 1), and table_rounded (entries, C), where given, with the table.
 PF_API i64 pf_radiance_step_f32(const float* positions, const float* deltas, const float* features, const i32* index,
                                 const i32* offsets, const float* directions, const float* targets,
                                 const float* backgrounds, const i64* sizes, const double* scalars,
-                                const double* level_rows, float* table, float* table_m, float* table_v, float* density,
-                                float* density_m, float* density_v, float* color, float* color_m, float* color_v,
-                                float* grad_table, float* grad_density, float* grad_color, double* loss, float* pixels,
-                                float* alphas, i64 threads) {
+                                const double* level_rows, float* table, float* table_m, float* table_v,
+                                Half* table_rounded, float* density, float* density_m, float* density_v, float* color,
+                                float* color_m, float* color_v, float* grad_table, float* grad_density,
+                                float* grad_color, double* loss, float* pixels, float* alphas, i64 threads) {
   Batch batch{positions, deltas, features, index, offsets, sizes[0], sizes[1], directions, targets, backgrounds};
   const i64 level_count = sizes[2], channels = sizes[3], bands = sizes[4];
   const Objective objective{sizes[5], sizes[6], float(scalars[0]), float(scalars[1]), bands};
@@ -417,7 +419,7 @@ PF_API i64 pf_radiance_step_f32(const float* positions, const float* deltas, con
   if (!(*loss - *loss == 0.0) || !all_finite(grad_density, density_count) || !all_finite(grad_color, color_count))
     return 1;
   const auto adam = [&](double lr) { return adam_step<float>(lr, scalars[4], scalars[5], scalars[6], 0.0, sizes[14]); };
-  const Table state{table, table_m, table_v, grad_table};
+  const Table state{table, table_m, table_v, grad_table, table_rounded};
   with_channels(channels, [&](auto c) {
     scatter<decltype(c)::value>(levels, soa, samples, by_level, stride, state, adam(scalars[2]), threads);
   });

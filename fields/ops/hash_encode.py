@@ -120,13 +120,14 @@ def hash_encode(x: Tensor, table: Tensor, spec: HashGridSpec) -> Tensor:
 
     Args:
         x: (N, 3) positions in the unit cube, float32 or float64; outside and NaN see the module's docstring.
-        table: (spec.entries, spec.channels), same dtype and device as `x`.
+        table: (spec.entries, spec.channels), dtype and device of `x`; float16 with float32 `x` reads half the memory.
         spec: shape of the grid.
 
     Returns:
-        (N, L * C), level by level, coarse to fine.
+        (N, L * C) in the dtype of `x`, level by level, coarse to fine.
 
-    Gradients reach `x` and `table`. The table's gradient is dense, and the same for any number of threads.
+    Gradients reach `x` and `table`. The table's gradient is dense, and the same for any number of threads; that of a
+    float16 table is summed in float32 and rounded.
 
     Raises:
         ShapeError: a shape, dtype or device is not as above.
@@ -147,7 +148,7 @@ def hash_value_and_jacobian(x: Tensor, table: Tensor, spec: HashGridSpec) -> tup
     pure ones vanish inside a cell).
     """
     _check(x, table, spec)
-    return _hash_jacobian(x, table, *_numbers(spec))
+    return _hash_jacobian(x, table.to(x.dtype), *_numbers(spec))
 
 
 def hash_encode_reference(x: Tensor, table: Tensor, spec: HashGridSpec) -> Tensor:
@@ -241,8 +242,10 @@ def _check(x: Tensor, table: Tensor, spec: HashGridSpec) -> None:
             f"table must be (entries, channels) = ({spec.entries}, {spec.channels}) for this spec; "
             f"got {tuple(table.shape)}; build it from spec.entries and spec.channels"
         )
-    if x.dtype not in (torch.float32, torch.float64) or table.dtype != x.dtype:
-        raise ShapeError(f"x and table must both be float32 or both float64; got {x.dtype} and {table.dtype}")
+    rounded = (x.dtype, table.dtype) == (torch.float32, torch.float16)
+    if x.dtype not in (torch.float32, torch.float64) or not (table.dtype == x.dtype or rounded):
+        text = "x and table must both be float32 or both float64, or float32 and float16"
+        raise ShapeError(f"{text}; got {x.dtype} and {table.dtype}")
     if x.device != table.device:
         raise ShapeError(f"x and table must be on one device; got {x.device} and {table.device}")
 
@@ -259,7 +262,7 @@ def _encode(x: Tensor, table: Tensor, *numbers: int) -> Tensor:
     x, table = x.contiguous(), table.contiguous()
     out = x.new_empty(x.shape[0], spec.features)
     levels = _level_tensor(spec)
-    name = f"pf_hash_encode_forward_{_cpu.suffix_of(x)}"
+    name = f"pf_hash_encode_forward_{_cpu.suffix_of(table)}"
     _cpu.call(name, x, x.shape[0], table, levels, spec.levels, spec.channels, out)
     return out
 
@@ -280,9 +283,9 @@ def _backward(
     spec = _spec_of(table, numbers)  # type: ignore[arg-type]
     nothing = x.new_empty(0)
     if not _cpu.usable(x, table, grad, jacobian_grad):
-        x_grad, table_grad = _reference_backward(grad, jacobian_grad, x, table, spec)
-        return x_grad if need_x else nothing, table_grad if need_table else x.new_empty(0)
-    x, table, grads = x.contiguous(), table.contiguous(), [grad.contiguous()]
+        x_grad, table_grad = _reference_backward(grad, jacobian_grad, x, table.to(x.dtype), spec)
+        return x_grad if need_x else nothing, (table_grad if need_table else x.new_empty(0)).to(table.dtype)
+    dtype, x, table, grads = table.dtype, x.contiguous(), table.to(x.dtype).contiguous(), [grad.contiguous()]
     if jacobian_grad is not None:
         grads.append(jacobian_grad.contiguous())
     x_grad = torch.empty_like(x) if need_x else None
@@ -291,7 +294,8 @@ def _backward(
     levels = _level_tensor(spec)
     shape = (spec.levels, spec.channels)
     _cpu.call(f"{name}_{_cpu.suffix_of(x)}", x, x.shape[0], table, levels, *shape, *grads, table_grad, x_grad)
-    return nothing if x_grad is None else x_grad, x.new_empty(0) if table_grad is None else table_grad
+    nothing_of_table = table.new_empty(0, dtype=dtype)
+    return nothing if x_grad is None else x_grad, nothing_of_table if table_grad is None else table_grad.to(dtype)
 
 
 def _encode_backward(

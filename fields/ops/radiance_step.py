@@ -132,6 +132,7 @@ def radiance_step_(
     *,
     step: int,
     precision: Literal["fp32", "bf16"] = "fp32",
+    table_rounded: Tensor | None = None,
 ) -> RadianceOutput:
     """Forward, backward and lazy Adam in place.
 
@@ -141,6 +142,7 @@ def radiance_step_(
         parameters, first_moments, second_moments: contiguous float32 on the CPU; changed in place.
         step: number of this update, from 1 (bias correction).
         precision: of the networks' multiplications.
+        table_rounded: (entries, C) float16 copy of the table, which stays one: rounded as `Tensor.half` rounds.
 
     Raises:
         ShapeError: shapes, dtypes or layouts do not fit.
@@ -150,7 +152,9 @@ def radiance_step_(
         raise ConfigError(f"step counts from 1; got {step}")
     scratch = RadianceParameters(torch.empty(0), *(torch.empty_like(p) for p in parameters[1:]))
     moments = (first_moments, second_moments)
-    return _run(batch, parameters, moments, scratch, spec, rates, step, precision, update=True)
+    out = _run(batch, parameters, moments, scratch, spec, rates, step, precision, table_rounded, update=True)
+    torch.autograd.graph.increment_version([*parameters, *first_moments, *second_moments])
+    return out
 
 
 def radiance_gradients(
@@ -163,7 +167,7 @@ def radiance_gradients(
     """Loss and gradients of `radiance_step_` without the update. Raises as it does."""
     gradients = RadianceParameters(*(torch.empty_like(p) for p in parameters))
     rates = AdamRates(0.0, 0.0)
-    return _run(batch, parameters, None, gradients, spec, rates, 1, precision, update=False), gradients
+    return _run(batch, parameters, None, gradients, spec, rates, 1, precision, None, update=False), gradients
 
 
 def radiance_reference(
@@ -210,10 +214,11 @@ def _run(
     rates: AdamRates,
     step: int,
     precision: str,
+    table_rounded: Tensor | None,
     *,
     update: bool,
 ) -> RadianceOutput:
-    samples, rays = _check(batch, parameters, spec, precision)
+    samples, rays = _check(batch, parameters, spec, precision, table_rounded)
     sizes = torch.tensor(
         [
             samples,
@@ -244,6 +249,7 @@ def _run(
         for k in range(3)
         for tensor in (parameters[k].detach(), *((moments[0][k], moments[1][k]) if moments else (None, None)))
     ]
+    state.insert(3, table_rounded)
     failed = _cpu.call(
         "pf_radiance_step_f32",
         batch.positions,
@@ -268,7 +274,9 @@ def _run(
     return RadianceOutput(float(loss), not failed, rgb, alpha)
 
 
-def _check(batch: RadianceBatch, parameters: RadianceParameters, spec: RadianceSpec, precision: str) -> tuple[int, int]:
+def _check(
+    batch: RadianceBatch, parameters: RadianceParameters, spec: RadianceSpec, precision: str, rounded: Tensor | None
+) -> tuple[int, int]:
     rays = batch.directions.shape[0]
     stored = batch.positions.shape[0]
     samples = stored if batch.rows is None else batch.rows.shape[0]
@@ -287,6 +295,8 @@ def _check(batch: RadianceBatch, parameters: RadianceParameters, spec: RadianceS
         wanted["rows"] = (batch.rows, (samples,), torch.int32)
     if batch.features is not None:
         wanted["features"] = (batch.features, (stored, spec.grid.features), torch.float32)
+    if rounded is not None:
+        wanted["table_rounded"] = (rounded, (spec.grid.entries, spec.grid.channels), torch.float16)
     for name, (tensor, shape, dtype) in wanted.items():
         if tuple(tensor.shape) != shape or tensor.dtype != dtype or not tensor.is_contiguous():
             raise ShapeError(f"{name} must be contiguous {shape} {dtype}; got {tuple(tensor.shape)} {tensor.dtype}")

@@ -122,7 +122,7 @@ class RadianceTask:
             for name, (p, _) in self.parameters.items()
         }
         for name, (parameter, _) in self.parameters.items():
-            for tensor in (parameter.data, *self.moments[name]):
+            for tensor in (parameter.detach(), *self.moments[name]):
                 _cpu.advise_huge_pages(tensor)
         self.fused = (
             config.fused
@@ -159,7 +159,7 @@ class RadianceTask:
     def tensors(self) -> dict[str, Tensor]:
         out: dict[str, Tensor] = {}
         for name, (parameter, _) in self.parameters.items():
-            out[name] = parameter.data
+            out[name] = parameter.detach()
             out[f"{name}.m"], out[f"{name}.v"] = self.moments[name]
         return out | {f"occupancy.{k}": v for k, v in self.occupancy.state_dict().items()}
 
@@ -214,6 +214,7 @@ class RadianceTask:
         field = self.field
         assert isinstance(field, HashField)
         named = ("table", "density", "color")
+        rounded = field.encoding.rounded_table() if self.config.precision == "bf16" else None
         out = radiance_step_(
             RadianceBatch(
                 field.to_unit(samples.positions),
@@ -225,7 +226,7 @@ class RadianceTask:
                 samples.rows,
                 samples.cache,
             ),
-            RadianceParameters(*(self.parameters[n][0].data for n in named)),
+            RadianceParameters(*(self.parameters[n][0].detach() for n in named)),
             RadianceParameters(*(self.moments[n][0] for n in named)),
             RadianceParameters(*(self.moments[n][1] for n in named)),
             RadianceSpec(
@@ -240,7 +241,10 @@ class RadianceTask:
             AdamRates(self.parameters["table"][1] * lr_scale, self.parameters["color"][1] * lr_scale),
             step=step + 1,
             precision=self.config.precision,
+            table_rounded=rounded,
         )
+        if rounded is not None:
+            field.encoding.keep_rounded()
         return out.loss, out.finite, float((out.rgb - batch.targets).square().mean())
 
     def _composed_step(
@@ -284,7 +288,7 @@ class RadianceTask:
             for name, (parameter, lr) in self.parameters.items():
                 if parameter.grad is not None:
                     lazy_adam_(
-                        parameter.data,
+                        parameter.detach(),
                         parameter.grad,
                         *self.moments[name],
                         step=step + 1,

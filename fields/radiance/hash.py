@@ -47,7 +47,8 @@ class HashFieldConfig:
     density_activation: Literal["exp", "softplus", "relu"] = "exp"
     """Applied in compositing; see `ops.activations`."""
     precision: Literal["fp32", "bf16"] = "fp32"
-    """Of the networks' multiplications; parameters and sums stay float32."""
+    """Of the networks' multiplications, and of table reads that need no gradients (float16); parameters and sums stay
+    float32."""
     lr: float = 2e-2
     """Adam's learning rate of table and networks; twice instant-ngp's, whose batches are larger and runs longer."""
 
@@ -74,7 +75,7 @@ class HashField(RadianceField):
         self.feature_count = config.features
         reach = config.extent if config.contraction == "none" else float("inf")
         self.bounds = torch.tensor([[-reach] * 3, [reach] * 3])
-        self.encoding = HashGridEncoding(config.grid, generator=generator)
+        self.encoding = HashGridEncoding(config.grid, generator=generator, precision=config.precision)
         self.density = MLP(
             MlpSpec(
                 inputs=config.grid.features,

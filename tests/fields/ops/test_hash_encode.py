@@ -122,6 +122,37 @@ def test_batches_beyond_the_scratch_equal_one_batch():
     torch.testing.assert_close(gradient, tail, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("channels", [1, 2, 4, 8])
+@pytest.mark.parametrize("n", SIZES)
+def test_a_float16_table_reads_as_its_float32_copy(n, channels):
+    spec = spec_with(channels)
+    x = uniform(n, 3, seed=2, dtype=torch.float32).requires_grad_()
+    table = table_of(spec, torch.float32)
+    table[::7] *= 1e-6  # subnormal in float16
+    half = table.half().requires_grad_()
+    copy = half.detach().float().requires_grad_()
+    mine, theirs = hash_encode(x, half, spec), hash_encode(x, copy, spec)
+    assert mine.dtype == torch.float32
+    torch.testing.assert_close(mine, theirs, rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(mine, hash_encode_reference(x, half, spec), rtol=1e-5, atol=1e-6)
+    weights = uniform(n, spec.features, seed=3, dtype=torch.float32)
+    grads = [torch.autograd.grad((y * weights).sum(), [x, t]) for y, t in ((mine, half), (theirs, copy))]
+    torch.testing.assert_close(grads[0][0], grads[1][0])
+    torch.testing.assert_close(grads[0][1], grads[1][1].half())
+
+
+def test_every_bit_pattern_of_float16_is_read_right():
+    # One level of one channel whose corners all hold the same entry reads that entry; NaN stays NaN.
+    spec = HashGridSpec(levels=1, channels=8, base_resolution=2, finest_resolution=2, log2_table_size=6)
+    values = torch.arange(1 << 16, dtype=torch.int32).to(torch.int16).view(torch.float16).reshape(-1, 8)
+    x = torch.full((1, 3), 0.25)
+    for rows in values[torch.randperm(len(values), generator=torch.Generator().manual_seed(0))[:200]]:
+        read = hash_encode(x, rows.expand(spec.entries, 8).contiguous(), spec)[0]
+        finite = rows.isfinite()
+        assert torch.equal(read[finite], rows[finite].float())
+        assert not read[~finite].isfinite().any()
+
+
 def test_operators_answer_without_the_native_library():
     x, table = uniform(40, 3).requires_grad_(), table_of(SMALL, torch.float64).requires_grad_()
 
@@ -203,6 +234,9 @@ def test_opcheck(name):
     grads = (features,) if name == "hash_encode" else (features, torch.ones(5, 3, spec.features, dtype=torch.float64))
     backward = getattr(torch.ops.polyfield, f"{name}_backward").default
     torch.library.opcheck(backward, (*grads, x.detach(), table.detach(), *numbers, True, True))
+    if name == "hash_encode":
+        rounded = (x.detach().float().requires_grad_(), table.detach().half().requires_grad_())
+        torch.library.opcheck(getattr(torch.ops.polyfield, name).default, (*rounded, *numbers))
 
 
 def test_compiles_into_one_graph():
@@ -335,7 +369,7 @@ def test_error_texts():
         hash_encode(torch.zeros(5, 2), table, SMALL)
     with pytest.raises(ShapeError, match=r"table must be .*; got \(7, 2\); build it from spec.entries"):
         hash_encode(torch.zeros(5, 3), torch.zeros(7, 2), SMALL)
-    with pytest.raises(ShapeError, match=r"both be float32 or both float64; got torch.float64 and torch.float32"):
+    with pytest.raises(ShapeError, match=r"or float32 and float16; got torch.float64 and torch.float32"):
         hash_encode(torch.zeros(5, 3).double(), table, SMALL)
     with pytest.raises(ShapeError, match=r"on one device; got meta and cpu"):
         hash_encode(torch.zeros(5, 3, device="meta"), table, SMALL)

@@ -154,6 +154,26 @@ def test_update_equals_gradients_followed_by_lazy_adam():
 
 
 @needs_native
+@pytest.mark.parametrize("channels", [1, 2, 4])
+def test_the_rounded_table_follows_the_table(channels):
+    grid = HashGridSpec(levels=4, channels=channels, base_resolution=4, finest_resolution=64, log2_table_size=10)
+    spec = make_spec(grid=grid)
+    parameters, batch = make_parameters(spec), make_batch(40, 8)
+    parameters.table[::5] *= 1e-6
+    rounded = parameters.table.half()
+    before = rounded.clone()
+    m, v = (RadianceParameters(*(torch.zeros_like(p) for p in parameters)) for _ in range(2))
+    versions = [p._version for p in parameters]
+    for step in (1, 2, 3):
+        radiance_step_(
+            batch, parameters, m, v, spec, AdamRates(1e-2, 1e-2), step=step, precision="bf16", table_rounded=rounded
+        )
+        assert torch.equal(rounded, parameters.table.half())
+    assert not torch.equal(rounded, before)
+    assert all(p._version > old for p, old in zip(parameters, versions, strict=True))
+
+
+@needs_native
 def test_one_and_two_threads_agree_bit_for_bit():
     spec = make_spec()
     results = []
