@@ -2,8 +2,6 @@
 // passes. Work is cut into (level, run of samples) for reading and into levels for adding to the table, so that no two
 // threads write one entry and results do not depend on the thread count. Between the two row layouts lies a level-major
 // scratch of bounded size.
-#include <type_traits>
-
 #include "hash_grid_levels.h"
 #include "huge_pages.h"
 #include "parallel.h"
@@ -83,20 +81,6 @@ template <class T> struct Batches {
     });
   }
 };
-
-// Calls body(std::integral_constant<int, channels>).
-template <class Body> void with_channels(i64 channels, const Body& body) {
-  switch (channels) {
-    case 1:
-      return body(std::integral_constant<int, 1>());
-    case 2:
-      return body(std::integral_constant<int, 2>());
-    case 4:
-      return body(std::integral_constant<int, 4>());
-    default:
-      return body(std::integral_constant<int, 8>());
-  }
-}
 
 template <class T, class E>
 void encode(const T* positions, i64 n, const E* table, const double* level_table, i64 levels, i64 channels, T* out,

@@ -5,6 +5,8 @@
 // are fetched by gathers where there are gathers worth using (AVX-512, 8-byte entries), row by row elsewhere. All
 // functions run on the calling thread; those that add to a table may run at once for different levels only.
 #pragma once
+#include <type_traits>
+
 #include "half.h"
 #include "polyfield/hash_grid.h"
 #include "simd.h"
@@ -17,6 +19,14 @@
 namespace polyfield {
 
 constexpr i64 kHashBlock = 16;  // samples per block; position arrays are readable up to a multiple of it
+
+// Calls body(std::integral_constant<int, channels>): 1, 2, 4 or 8.
+template <class Body> void with_channels(i64 channels, const Body& body) {
+  if (channels == 1) return body(std::integral_constant<int, 1>());
+  if (channels == 2) return body(std::integral_constant<int, 2>());
+  if (channels == 4) return body(std::integral_constant<int, 4>());
+  return body(std::integral_constant<int, 8>());
+}
 
 // The C channels of one entry as one value.
 template <class T, int C> struct RowVec {

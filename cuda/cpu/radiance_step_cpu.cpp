@@ -6,7 +6,6 @@
 // never reach memory. Gradients of the networks are summed in a fixed number of slots, so that results do not depend on
 // the thread count. The composed operators (hash_encode, fused_mlp, composite, lazy_adam_) compute the same numbers.
 #include <algorithm>
-#include <type_traits>
 #include <vector>
 
 #include "adam_rows.h"
@@ -298,14 +297,6 @@ bool all_finite(const float* values, i64 count) {
   float sum = 0.0f;  // NaN and Inf survive the multiplication by zero
   for (i64 k = 0; k < count; ++k) sum += values[k] * 0.0f;
   return sum == 0.0f;
-}
-
-// Calls body with the number of channels as a compile-time constant.
-template <class Body> void with_channels(i64 channels, const Body& body) {
-  if (channels == 1) return body(std::integral_constant<int, 1>());
-  if (channels == 2) return body(std::integral_constant<int, 2>());
-  if (channels == 4) return body(std::integral_constant<int, 4>());
-  return body(std::integral_constant<int, 8>());
 }
 
 struct Soa {
