@@ -51,10 +51,13 @@ class Doctor:
     Examples:
       polyfield doctor
       polyfield doctor --json
+      polyfield doctor --clear-cache
     """
 
     json: bool = False
     """Print one JSON object instead of a table."""
+    clear_cache: bool = False
+    """First delete the CUDA kernels compiled for this machine; they are compiled anew when they are needed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +80,10 @@ def run(arguments: Sequence[str]) -> int:
         command = Doctor(json="--json" in arguments)
     else:
         command = parse(Doctor, arguments, "polyfield doctor")
+    if command.clear_cache:
+        from ...fields.ops._nvrtc import clear_kept, cubin_folder
+
+        print(f"deleted {clear_kept()} files of {cubin_folder()}", file=sys.stderr)
     checks = examine()
     works = all(c.state != "broken" for c in checks)
     if command.json:
@@ -235,8 +242,12 @@ def _cuda() -> list[Check]:
     except Exception:
         return [Check(name="CUDA", state="note", found="unknown without torch")]
     if torch.cuda.is_available():
+        from ...fields.ops._cuda import unusable
+
         names = ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
-        return [Check(name="CUDA", state="ok", found=f"{names} (torch for CUDA {torch.version.cuda})")]
+        why = unusable(0)
+        state, more = ("note", f"; its kernels do not run: {why}") if why else ("ok", "")
+        return [Check(name="CUDA", state=state, found=f"{names} (torch for CUDA {torch.version.cuda}){more}")]
     if torch.version.cuda is None:
         why, remedy = (
             "this torch is built without CUDA",
@@ -265,19 +276,13 @@ def _has_driver() -> bool:
 
 def _nvrtc() -> list[Check]:
     """Where the run-time compiler of CUDA kernels is; looked for, not loaded."""
-    patterns = (
-        "nvidia/cu*/lib/libnvrtc.so.*",
-        "nvidia/cuda_nvrtc/lib/libnvrtc.so.*",
-        "nvidia/cu*/bin/**/nvrtc64_*.dll",
-    )
-    for folder in map(Path, sys.path):
-        for pattern in patterns:
-            try:
-                found = sorted(p for p in folder.glob(pattern) if "builtins" not in p.name)
-            except OSError:
-                continue
-            if found:
-                return [Check(name="NVRTC", state="ok", found=str(found[0]))]
+    try:
+        from ...fields.ops._nvrtc import find_nvrtc
+    except ImportError as error:
+        return [Check(name="NVRTC", state="note", found=f"unknown: {one_line(str(error))[:200]}", remedy="see above")]
+    found = find_nvrtc()
+    if found:
+        return [Check(name="NVRTC", state="ok", found=str(found))]
     import ctypes.util
 
     bare = ctypes.util.find_library("nvrtc")
@@ -290,7 +295,7 @@ def _nvrtc() -> list[Check]:
 def _cache() -> list[Check]:
     """Where Polyfield keeps what it can make again."""
     try:
-        from ..cache import cache_folder
+        from ...fields.cache import cache_folder
     except ImportError as error:
         return [Check(name="cache", state="note", found=f"unknown: {one_line(str(error))[:200]}", remedy="see above")]
     folder = cache_folder()
