@@ -16,6 +16,8 @@
 #include "polyfield/spherical_harmonics.h"
 #include "simd_math.h"
 
+#pragma GCC diagnostic ignored "-Wpsabi"  // see hash_grid_levels.h
+
 namespace polyfield {
 namespace {
 

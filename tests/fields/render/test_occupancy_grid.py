@@ -47,7 +47,7 @@ def test_stored_value_is_the_thickness_of_a_step():
     assert float(refreshed(refreshes=3).grid.max()) == pytest.approx(50 * STEP, rel=1e-5)  # the maximum, not a sum
 
 
-def test_later_refreshes_look_at_half_the_cells_or_as_many_as_asked():
+def test_later_refreshes_look_at_an_eighth_of_the_cells_or_as_many_as_asked():
     grid = refreshed()
     seen = []
 
@@ -59,7 +59,7 @@ def test_later_refreshes_look_at_half_the_cells_or_as_many_as_asked():
     grid.update(count, step=300, **options)
     grid.update(count, step=316, samples=100, **options)
     grid.update(count, step=332, samples=0, **options)
-    assert seen == [16**3 // 2, 100]
+    assert seen == [16**3 // 8, 100]
 
 
 def test_density_that_has_gone_fades_and_new_density_appears():
