@@ -3,6 +3,7 @@
 
 #include <sys/mman.h>
 
+#include <cstring>
 #include <map>
 #include <mutex>
 #include <string>
@@ -22,13 +23,18 @@
 namespace emulator {
 namespace {
 
-enum class State { kReady, kAtBarrier, kDone };
+enum class State { kReady, kAtBarrier, kAtCollective, kDone };
 
 struct Fiber : Context {
   uint3 index;
   unsigned number;
   State state;
   const char* where;
+  unsigned mask;  // of the collective that it waits at, and what it brought and takes away
+  std::uint64_t value, result;
+  unsigned source;
+  float* sums;
+  const unsigned *a, *b;
 };
 
 struct Block {
@@ -40,7 +46,7 @@ struct Block {
   Entry entry;
   void** parameters;
   std::string error;
-  char start_tag, barrier_tag, end_tag;  // what ThreadSanitizer orders by
+  char start_tag, barrier_tag, end_tag, warp_tags[32];  // what ThreadSanitizer orders by
 };
 
 Block* block = nullptr;
@@ -87,10 +93,43 @@ void open_barrier(Block& b) {
 std::string deadlock(const Block& b) {
   std::string message = "deadlock:";
   int shown = 0;
-  for (const Fiber& fiber : b.fibers)
-    if (fiber.state == State::kAtBarrier && shown++ < 3)
-      message += " " + name_of(b, fiber) + " waits at the barrier " + fiber.where + ";";
+  for (const Fiber& fiber : b.fibers) {
+    if (fiber.state == State::kDone || shown++ >= 3) continue;
+    const char* what = fiber.state == State::kAtBarrier ? " waits at the barrier " : " waits at the warp collective ";
+    message += " " + name_of(b, fiber) + what + fiber.where + ";";
+  }
   return message + " " + std::to_string(b.fibers.size() - b.alive) + " threads have ended";
+}
+
+// Ends the launch: the scheduler sees the error. Does not return.
+void fail(const std::string& what) {
+  Block& b = *block;
+  b.error = name_of(b, *b.current) + ": " + what;
+  switch_context(*b.current, b.scheduler, false);
+  __builtin_unreachable();
+}
+
+// Waits until all lanes of `mask` are here; the last to come runs `act` for all. Returns the first lane's fiber.
+template <class Act> void collective(unsigned mask, const char* where, const Act& act) {
+  Block& b = *block;
+  Fiber& me = *b.current;
+  Fiber* lanes = &b.fibers[me.number / 32 * 32];
+  const unsigned present = unsigned(&b.fibers.back() - lanes) + 1;
+  if (!(mask >> me.number % 32 & 1)) fail(std::string("left out of the mask of its own collective ") + where);
+  if (present < 32 && mask >> present) fail(std::string("the mask names lanes that the block has not ") + where);
+  me.state = State::kAtCollective;
+  me.mask = mask;
+  me.where = where;
+  for (unsigned i = 0; i < 32; ++i) {
+    if (!(mask >> i & 1)) continue;
+    const Fiber& other = lanes[i];
+    if (other.state == State::kAtCollective && other.mask == mask && !std::strcmp(other.where, where)) continue;
+    switch_context(me, b.scheduler, false);
+    return;
+  }
+  act(lanes);
+  for (unsigned i = 0; i < 32; ++i)
+    if (mask >> i & 1) lanes[i].state = State::kReady;
 }
 
 void run_block(Block& b) {
@@ -102,6 +141,7 @@ void run_block(Block& b) {
       progress = true;
       b.current = &fiber;
       switch_context(b.scheduler, fiber, false);
+      if (!b.error.empty()) return;
     }
     if (progress) continue;
     b.error = deadlock(b);
@@ -131,6 +171,73 @@ void barrier(const char* where) {
   if (++b.waiting == b.fibers.size()) open_barrier(b);
   switch_context(me, b.scheduler, false);
   PF_ACQUIRE(&b.barrier_tag);
+}
+
+void warp_barrier(unsigned mask, const char* where) {
+  char* tag = block->warp_tags + block->current->number / 32;
+  PF_RELEASE(tag);
+  collective(mask, where, [](Fiber*) {});
+  PF_ACQUIRE(tag);
+}
+
+unsigned ballot(unsigned mask, bool vote, const char* where) {
+  Fiber& me = *block->current;
+  me.value = vote;
+  collective(mask, where, [mask](Fiber* lanes) {
+    unsigned votes = 0;
+    for (unsigned i = 0; i < 32; ++i)
+      if (mask >> i & 1) votes |= unsigned(lanes[i].value) << i;
+    for (unsigned i = 0; i < 32; ++i) lanes[i].result = mask >> i & 1 ? votes : lanes[i].result;
+  });
+  return unsigned(me.result);
+}
+
+std::uint64_t exchange(unsigned mask, std::uint64_t value, unsigned source, const char* where) {
+  Fiber& me = *block->current;
+  me.value = value;
+  me.source = source % 32;
+  if (!(mask >> me.source & 1))
+    fail("reads lane " + std::to_string(me.source) + ", which takes no part in the collective " + where);
+  collective(mask, where, [mask](Fiber* lanes) {
+    for (unsigned i = 0; i < 32; ++i)
+      if (mask >> i & 1) lanes[i].result = lanes[lanes[i].source].value;
+  });
+  return me.result;
+}
+
+void mma_bf16(float* sums, const unsigned* a, const unsigned* b, const char* where) {
+  Fiber& me = *block->current;
+  me.sums = sums, me.a = a, me.b = b;
+  collective(~0u, where, [](Fiber* lanes) {
+    const auto element = [](unsigned both, unsigned odd) {
+      const std::uint32_t bits = odd ? both & 0xffff0000u : both << 16;
+      float value;
+      std::memcpy(&value, &bits, sizeof value);
+      return value;
+    };
+    for (unsigned row = 0; row < 16; ++row)
+      for (unsigned column = 0; column < 8; ++column) {
+        float& sum = lanes[row % 8 * 4 + column / 2].sums[row / 8 * 2 + column % 2];
+        for (unsigned k = 0; k < 16; ++k) {
+          const unsigned holder = k % 8 / 2;  // of the pair of k's, in a group of four lanes
+          const float left = element(lanes[row % 8 * 4 + holder].a[row / 8 + k / 8 * 2], k % 2);
+          sum += left * element(lanes[column * 4 + holder].b[k / 8], k % 2);
+        }
+      }
+  });
+}
+
+unsigned transpose_8x8(unsigned held, const char* where) {
+  Fiber& me = *block->current;
+  me.value = held;
+  collective(~0u, where, [](Fiber* lanes) {
+    const auto element = [&](unsigned row, unsigned column) {
+      return lanes[row * 4 + column / 2].value >> (column % 2 * 16) & 0xffffu;
+    };
+    for (unsigned i = 0; i < 32; ++i)
+      lanes[i].result = element(i % 4 * 2, i / 4) | element(i % 4 * 2 + 1, i / 4) << 16;
+  });
+  return unsigned(me.result);
 }
 
 Registration::Registration(const char* name, Entry entry) { kernels()[name] = entry; }

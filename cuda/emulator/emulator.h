@@ -35,6 +35,25 @@ uint3 grid_size();
 
 void barrier(const char* where);
 
+// Warp collectives: every lane of `mask` must come to the same place; all go on together. Only `warp_barrier` orders
+// memory. `exchange` gives the value that lane `source` came with.
+void warp_barrier(unsigned mask, const char* where);
+unsigned ballot(unsigned mask, bool vote, const char* where);
+std::uint64_t exchange(unsigned mask, std::uint64_t value, unsigned source, const char* where);
+// Tensor cores, as mma.h describes their operands. `sums` (4), `a` (4) and `b` (2) are this lane's.
+void mma_bf16(float* sums, const unsigned* a, const unsigned* b, const char* where);
+unsigned transpose_8x8(unsigned block, const char* where);
+inline unsigned lane() { return thread_index().x % 32; }
+
+template <class T> T shuffle(unsigned mask, T value, unsigned source, const char* where) {
+  static_assert(sizeof(T) <= 8, "");
+  std::uint64_t bits = 0;
+  std::memcpy(&bits, &value, sizeof value);
+  bits = exchange(mask, bits, source, where);
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
 using Entry = void (*)(void** parameters);
 // Makes a kernel known by its name.
 struct Registration {
@@ -59,6 +78,14 @@ inline float half_to_float(std::uint16_t half) {
   return value;
 }
 
+// To the nearest, ties to even.
+inline std::uint16_t bf16_of(float value) {
+  std::uint32_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  if (value != value) return std::uint16_t(bits >> 16 | 0x40u);
+  return std::uint16_t((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16);
+}
+
 }  // namespace emulator
 
 #define threadIdx (emulator::thread_index())
@@ -68,7 +95,19 @@ inline float half_to_float(std::uint16_t half) {
 
 #define PF_EMULATOR_TEXT(x) #x
 #define PF_EMULATOR_LINE(x) PF_EMULATOR_TEXT(x)
-#define __syncthreads() emulator::barrier(__FILE__ ":" PF_EMULATOR_LINE(__LINE__))
+#define PF_EMULATOR_HERE __FILE__ ":" PF_EMULATOR_LINE(__LINE__)
+#define __syncthreads() emulator::barrier(PF_EMULATOR_HERE)
+#define __syncwarp(mask) emulator::warp_barrier(mask, PF_EMULATOR_HERE)
+#define __ballot_sync(mask, vote) emulator::ballot(mask, vote, PF_EMULATOR_HERE)
+#define __shfl_sync(mask, value, source) emulator::shuffle(mask, value, unsigned(source), PF_EMULATOR_HERE)
+#define __shfl_xor_sync(mask, value, bits) __shfl_sync(mask, value, emulator::lane() ^ unsigned(bits))
+// Lanes without a source keep their own value.
+#define __shfl_up_sync(mask, value, by) \
+  __shfl_sync(mask, value, emulator::lane() < unsigned(by) ? emulator::lane() : emulator::lane() - unsigned(by))
+#define __shfl_down_sync(mask, value, by) \
+  __shfl_sync(mask, value, emulator::lane() + unsigned(by) > 31 ? emulator::lane() : emulator::lane() + unsigned(by))
+#define __ffs(bits) __builtin_ffs(int(bits))
+#define __popc(bits) __builtin_popcount(bits)
 
 #define PF_KERNEL(name, parameters)                                           \
   static void name parameters;                                                \
@@ -83,4 +122,19 @@ template <class T> T atomicAdd(T* place, T value) {
     sum = old + value;
   } while (!__atomic_compare_exchange(place, &old, &sum, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED));
   return old;
+}
+inline unsigned atomicCAS(unsigned* place, unsigned expected, unsigned value) {
+  __atomic_compare_exchange(place, &expected, &value, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED);
+  return expected;
+}
+
+inline unsigned __float_as_uint(float value) {
+  unsigned bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  return bits;
+}
+inline float __uint_as_float(unsigned bits) {
+  float value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
 }

@@ -21,6 +21,16 @@ __device__ __forceinline__ i64 thread_number() { return i64(blockIdx.x) * kThrea
 // How many threads there are, for loops with the stride of the launch.
 __device__ __forceinline__ i64 thread_count() { return i64(gridDim.x) * kThreads; }
 
+// Raises *place to `value`, unless it is negative; NaN raises nothing.
+__device__ inline void atomic_raise(float* place, float value) {
+  unsigned* bits = reinterpret_cast<unsigned*>(place);
+  for (float old = *place; old >= 0.0f && value > old;) {
+    const unsigned expected = __float_as_uint(old), found = atomicCAS(bits, expected, __float_as_uint(value));
+    if (found == expected) return;
+    old = __uint_as_float(found);
+  }
+}
+
 struct Half {
   u16 bits;
 };

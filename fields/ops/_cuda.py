@@ -40,8 +40,16 @@ FILES = {
     "pf_spherical_harmonics": "spherical_harmonics",
     "pf_adam": "adam",
     "pf_hash": "hash_grid",
+    "pf_composite": "composite",
+    "pf_trim": "composite",
+    "pf_distortion": "distortion",
+    "pf_occupancy": "occupancy",
+    "pf_march": "march",
+    "pf_pack": "march",
+    "pf_mlp": "mlp",
 }
 """Which file of `cuda/gpu` holds the kernels whose names begin so."""
+_EXACT = ("occupancy", "march")  # find what the CPU finds, bit for bit: products are not contracted into FMA
 
 
 class Grid(NamedTuple):
@@ -53,6 +61,11 @@ class Grid(NamedTuple):
 def one_thread_each(count: int, most_blocks: int = 2**31 - 1) -> Grid:
     """A thread for each of `count` elements; fewer where the kernel loops and `most_blocks` are enough."""
     return Grid(min(most_blocks, -(-count // THREADS)))
+
+
+def warp_each(count: int) -> int:
+    """How many threads give each of `count` elements a warp of 32; at least one warp."""
+    return 32 * max(count, 1)
 
 
 @functools.cache
@@ -163,6 +176,16 @@ def usable(*tensors: Tensor | None) -> bool:
     return why is None
 
 
+def architecture_of(tensor: Tensor) -> int:
+    """Compute capability of the device of a tensor that the kernels take, as 10 * major + minor."""
+    return _architecture(tensor.device.index or 0)
+
+
+@functools.cache
+def _architecture(index: int) -> int:
+    return driver().architecture(index)
+
+
 def call(name: str, grid: Grid, *arguments: Tensor | int | float | bool | None) -> None:
     """Launch kernel `name` on torch's current stream. Tensors (contiguous, on one device) and None become pointers,
     ints `i64`, floats `double`. An empty grid launches nothing.
@@ -208,12 +231,17 @@ def _kernel(name: str, index: int) -> int:
     if not files:
         raise NativeError(f"there is no CUDA kernel {name}")
     with _lock:
-        return driver().kernel(_library(files[0], driver().architecture(index)), name)
+        return driver().kernel(_library(files[0], _architecture(index)), name)
 
 
 @functools.cache
 def _library(file: str, architecture: int) -> ctypes.c_void_p:
-    return driver().load(compile_kept(f"{file}.cu", *source(file), architecture))
+    return driver().load(compile_kept(f"{file}.cu", *source(file), architecture, options(file)))
+
+
+def options(file: str) -> tuple[str, ...]:
+    """What NVRTC is told for `cuda/gpu/<file>.cu` beyond `_nvrtc.OPTIONS`."""
+    return ("--fmad=false",) if file in _EXACT else ()
 
 
 def source(file: str) -> tuple[str, dict[str, str]]:

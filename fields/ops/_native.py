@@ -13,14 +13,17 @@ def usable(*tensors: Tensor | None) -> bool:
     return _cuda.usable(*tensors) or _cpu.usable(*tensors)
 
 
-def call(name: str, *arguments: Tensor | int | float | bool | None, over: int, most_blocks: int = 2**31 - 1) -> None:
+def call(name: str, *arguments: Tensor | int | float | bool | None, over: int, most_blocks: int = 2**31 - 1) -> int:
     """Call the function of that name for the device of the tensors.
 
     Args:
         over: how many elements a CUDA kernel gives a thread each.
         most_blocks: enough of them where the kernel loops.
+
+    Returns:
+        What the CPU function returns; 0 from CUDA, whose kernels are not waited for.
     """
     if _cuda.usable(*(value for value in arguments if isinstance(value, Tensor))):
         _cuda.call(name, _cuda.one_thread_each(over, most_blocks), *arguments)
-    else:
-        _cpu.call(name, *arguments)
+        return 0
+    return _cpu.call(name, *arguments)

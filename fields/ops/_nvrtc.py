@@ -141,14 +141,16 @@ def cubin_folder() -> Path:
     return cache_folder() / "cubin"
 
 
-def compile_kept(name: str, text: str, headers: Mapping[str, str], architecture: int) -> bytes:
+def compile_kept(
+    name: str, text: str, headers: Mapping[str, str], architecture: int, options: tuple[str, ...] = ()
+) -> bytes:
     """The CUBIN of `text`, from the cache folder or compiled into it. A folder that cannot be written is done without.
 
     Raises:
         NativeError: as `Nvrtc.compile`; the log is then in the cache folder.
     """
     compiler = nvrtc()
-    parts = (name, text, sorted(headers.items()), architecture, OPTIONS, compiler.version)
+    parts = (name, text, sorted(headers.items()), architecture, OPTIONS + options, compiler.version)
     folder = cubin_folder()
     path = folder / f"{Path(name).stem}-sm{architecture}-{hashlib.sha256(repr(parts).encode()).hexdigest()[:24]}.cubin"
     with contextlib.suppress(OSError):
@@ -156,7 +158,7 @@ def compile_kept(name: str, text: str, headers: Mapping[str, str], architecture:
         if image[:4] == b"\x7fELF":
             return image
     try:
-        image = compiler.compile(name, text, headers, architecture).cubin
+        image = compiler.compile(name, text, headers, architecture, options).cubin
     except NativeError as error:
         log = path.with_suffix(".log")
         with contextlib.suppress(OSError):

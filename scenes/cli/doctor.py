@@ -239,39 +239,16 @@ def self_check() -> str | None:
 def _cuda() -> list[Check]:
     try:
         import torch
+
+        from ..device import why_no_cuda
     except Exception:
         return [Check(name="CUDA", state="note", found="unknown without torch")]
-    if torch.cuda.is_available():
-        from ...fields.ops._cuda import unusable
-
-        names = ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
-        why = unusable(0)
-        state, more = ("note", f"; its kernels do not run: {why}") if why else ("ok", "")
-        return [Check(name="CUDA", state=state, found=f"{names} (torch for CUDA {torch.version.cuda}){more}")]
-    if torch.version.cuda is None:
-        why, remedy = (
-            "this torch is built without CUDA",
-            "only with an NVIDIA device: install a CUDA torch from pytorch.org",
-        )
-    elif not _has_driver():
-        why = f"torch is built for CUDA {torch.version.cuda}, but no NVIDIA driver is found"
-        remedy = "only with an NVIDIA device: install its driver"
-    else:
-        why = f"a driver is there, but torch (for CUDA {torch.version.cuda}) finds no device it can use"
-        remedy = (
-            "check that 'nvidia-smi' works, that CUDA_VISIBLE_DEVICES is unset, and that the driver is recent enough"
-        )
-    return [Check(name="CUDA", state="missing", found=f"{why}; training and rendering run on the CPU", remedy=remedy)]
-
-
-def _has_driver() -> bool:
-    import ctypes
-
-    try:
-        ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
-    except OSError:
-        return False
-    return True
+    missing = why_no_cuda()
+    if missing is not None:
+        found = f"{missing.why}; training and rendering run on the CPU"
+        return [Check(name="CUDA", state="missing", found=found, remedy=missing.remedy)]
+    names = ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
+    return [Check(name="CUDA", state="ok", found=f"{names} (torch for CUDA {torch.version.cuda})")]
 
 
 def _nvrtc() -> list[Check]:

@@ -32,3 +32,19 @@ PF_KERNEL(pf_planted_divergent_barrier, (float* values, i64 count)) {
   if (i < count) __syncthreads();
   if (i < count) values[i] = 1.0f;
 }
+
+// A shuffle of all lanes that only some reach.
+PF_KERNEL(pf_planted_divergent_shuffle, (float* values, i64 count)) {
+  const i64 i = thread_number();
+  float value = float(threadIdx.x);
+  if (i < count) value = __shfl_sync(0xffffffffu, value, 0);
+  if (i < count) values[i] = value;
+}
+
+// A shuffle that reads a lane which takes no part in it.
+PF_KERNEL(pf_planted_absent_lane, (float* values, i64 count)) {
+  const i64 i = thread_number();
+  float value = float(threadIdx.x);
+  if (threadIdx.x % 32 < 16) value = __shfl_sync(0xffffu, value, 20);
+  if (i < count) values[i] = value;
+}

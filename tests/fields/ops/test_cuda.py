@@ -14,15 +14,25 @@ import textwrap
 from pathlib import Path
 
 import pytest
+from helpers import cuda_budgets
 from helpers import cuda_emulator as emulator
 
 from polyfield.fields.errors import NativeError
 from polyfield.fields.ops import _cuda, _nvrtc
 
-ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
-BUDGETS = json.loads((emulator.CUDA / "gpu" / "budgets.json").read_text())
-FILES = sorted(set(_cuda.FILES.values()))
-TESTED = ("ray_box", "frequency_encode", "spherical_harmonics", "adam", "hash_encode")
+BUDGETS = json.loads(cuda_budgets.BUDGETS.read_text())
+TESTED = (
+    "ray_box",
+    "frequency_encode",
+    "spherical_harmonics",
+    "adam",
+    "hash_encode",
+    "composite",
+    "distortion",
+    "occupancy",
+    "march",
+    "fused_mlp",
+)
 PLANTED = Path(emulator.__file__).with_name("planted_faults.cu")
 
 
@@ -51,39 +61,14 @@ def run_python(code: str, environment: dict[str, str], timeout: float = 300) -> 
 # --- compiling
 
 
-def used(log: str) -> dict[str, dict[str, int]]:
-    """Registers, bytes of shared memory and bytes spilled of each kernel, from ptxas' report."""
-    found: dict[str, dict[str, int]] = {}
-    name = ""
-    for line in log.splitlines():
-        if entry := re.search(r"Compiling entry function '(\w+)'", line):
-            name = entry[1]
-            found[name] = {"registers": 0, "shared": 0, "spilled": 0}
-        elif spills := re.search(r"(\d+) bytes spill stores, (\d+) bytes spill loads", line):
-            if name:
-                found[name]["spilled"] = int(spills[1]) + int(spills[2])
-        elif registers := re.search(r"Used (\d+) registers", line):
-            found[name]["registers"] = int(registers[1])
-            shared = re.search(r"(\d+) bytes smem", line)
-            found[name]["shared"] = int(shared[1]) if shared else 0
-    return found
-
-
 @pytest.mark.slow
 @needs_nvrtc
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", cuda_budgets.ARCHITECTURES)
 def test_every_kernel_compiles_within_its_budget(architecture):
     if architecture not in _nvrtc.nvrtc().architectures():
         pytest.skip(f"NVRTC {_nvrtc.nvrtc().version} does not know sm_{architecture}")
-    found = {}
-    for file in FILES:
-        text, headers = _cuda.source(file)
-        compiled = _nvrtc.nvrtc().compile(f"{file}.cu", text, headers, architecture, ("--ptxas-options=-v",))
-        assert compiled.cubin[:4] == b"\x7fELF"
-        kernels = used(compiled.log)
-        assert set(kernels) == set(re.findall(r"(pf_\w+)", " ".join(kernels)))
-        found |= kernels
-    assert set(found) == set(BUDGETS), "cuda/gpu/budgets.json must name every kernel"
+    found = {k: v for file in cuda_budgets.FILES for k, v in cuda_budgets.measure(file, architecture).items()}
+    assert set(found) == set(BUDGETS), "run tests/helpers/cuda_budgets.py"
     over = {
         f"{name}: {what} {value} > {BUDGETS[name][what]}"
         for name, kernel in found.items()
@@ -94,7 +79,7 @@ def test_every_kernel_compiles_within_its_budget(architecture):
 
 
 def test_every_kernel_file_is_known_to_the_launcher():
-    assert sorted(path.stem for path in (emulator.CUDA / "gpu").glob("*.cu")) == FILES
+    assert sorted(path.stem for path in (emulator.CUDA / "gpu").glob("*.cu")) == cuda_budgets.FILES
     for name in BUDGETS:
         prefixes = [prefix for prefix in _cuda.FILES if name.startswith(prefix)]
         assert len(prefixes) == 1, name
@@ -229,8 +214,13 @@ SANITIZED = """
     import torch
     from polyfield.fields.ops import _cuda
     from polyfield.fields.ops.adam import lazy_adam_
+    from polyfield.fields.ops.composite import composite
+    from polyfield.fields.ops.distortion import distortion_loss
     from polyfield.fields.ops.frequency_encode import frequency_encode, frequency_value_and_jacobian
+    from polyfield.fields.ops.fused_mlp import MlpSpec, fused_mlp, initial_parameters
     from polyfield.fields.ops.hash_encode import HashGridSpec, hash_encode, hash_value_and_jacobian
+    from polyfield.fields.ops.march import march_rays, pack_waves, trim_samples
+    from polyfield.fields.ops.occupancy import decay_and_max_, pack_bitfield, sample_cells
     from polyfield.fields.ops.ray_box import intersect_box
     from polyfield.fields.ops.spherical_harmonics import spherical_harmonics
     spec = HashGridSpec(levels=3, channels=2, base_resolution=4, finest_resolution=16, log2_table_size=8)
@@ -248,6 +238,27 @@ SANITIZED = """
         intersect_box(x, x, -torch.ones(3), torch.ones(3))
         m, v = torch.zeros(n, 3), torch.zeros(n, 3)
         lazy_adam_(x.detach(), x.grad, m, v, step=1, lr=0.1)
+        for width in (16, 32, 64, 128):
+            net = MlpSpec(inputs=3, outputs=5, width=width, hidden_layers=2, hidden_activation="softplus", bias=True)
+            weights = initial_parameters(net).requires_grad_()
+            fused_mlp(x, weights, net, precision="bf16").sum().backward()
+        grid = torch.rand(2, 16, 16, 16)
+        bits, coarse = pack_bitfield(grid, torch.tensor(0.5))
+        cells, _ = sample_cells(grid, bits, uniform=n, occupied=n, seed=0, step=0)
+        decay_and_max_(grid, cells, torch.rand(2 * n), 0.9)
+        directions = torch.nn.functional.normalize(torch.randn(n, 3), dim=1)
+        near, far = torch.zeros(n), torch.full((n,), 3.0)
+        for cone in (0.0, 0.01):
+            out = march_rays(
+                x.detach(), directions, near, far, None, None, bits, coarse, cascades=2, resolution=16, step_size=0.02,
+                cone_angle=cone, samples_per_ray=40, capacity=20 * n + 20,
+            )
+            rows = out.distances.shape[0]
+            raw, rgb = torch.randn(rows).requires_grad_(), torch.rand(rows, 3).requires_grad_()
+            live, _, _ = trim_samples(raw.detach(), out.deltas, out.offsets, torch.zeros(n), activation="exp")
+            pack_waves(torch.arange(n).int(), out.offsets[:-1], live, n)
+            seen = composite(raw, rgb, out.distances, out.deltas, out.offsets, torch.rand(n, 3))
+            distortion_loss(seen.weights, out.distances, out.deltas, out.offsets).sum().backward()
     print("done")
 """
 
@@ -273,6 +284,12 @@ def test_sanitizers_find_nothing_in_the_kernels(kind, tmp_path):
             "divergent_barrier",
             r"deadlock: block \(0, 0, 0\) thread \(0, 0, 0\) waits at the barrier .*\.cu:\d+",
         ),
+        (
+            "plain",
+            "divergent_shuffle",
+            r"deadlock: block \(0, 0, 0\) thread \(96, 0, 0\) waits at the warp collective .*\.cu:\d+",
+        ),
+        ("plain", "absent_lane", r"reads lane 20, which takes no part in the collective .*\.cu:\d+"),
         ("plain", "nothing", None),
         ("asan", "out_of_bounds", r"heap-buffer-overflow(.|\n)*planted_faults\.cu"),
         ("asan", "nothing", None),
