@@ -12,6 +12,8 @@
 // in fp32), by `vdpbf16ps` where the level has it, elsewhere by rounding and the fp32 kernels, with nearly equal
 // results. Padding columns (past `inputs`, `outputs`) of x and dy are read but never matter as long as they are finite.
 #pragma once
+#include <type_traits>
+
 #include "mlp_math.h"
 #include "parallel.h"
 #include "polyfield/mlp.h"
@@ -295,6 +297,72 @@ template <class P, int Activation> struct StoreGradient {
   }
 };
 
+// ---- A last layer of few outputs. As columns of a panel they would be padded fourfold; as dot products along the rows
+// they cost a third of that, sums across lanes included.
+
+constexpr i64 kFewOutputs = 4;
+
+#if defined(__AVX512F__)
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // GCC 12 in its own _mm512_undefined_ps
+
+// sums[4 r + o] of four rows and four outputs -> lane 4 r + o: the total of each.
+PF_INLINE __m512 totals(const __m512* sums) {
+  __m512 rows[4];
+  PF_UNROLL for (int r = 0; r < 4; ++r) {
+    const __m512* s = sums + 4 * r;
+    const __m512 left = _mm512_add_ps(_mm512_unpacklo_ps(s[0], s[1]), _mm512_unpackhi_ps(s[0], s[1]));
+    const __m512 right = _mm512_add_ps(_mm512_unpacklo_ps(s[2], s[3]), _mm512_unpackhi_ps(s[2], s[3]));
+    const __m512d a = _mm512_castps_pd(left), b = _mm512_castps_pd(right);
+    rows[r] = _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(a, b)), _mm512_castpd_ps(_mm512_unpackhi_pd(a, b)));
+  }
+  const auto halves = [](__m512 a, __m512 b) {
+    return _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x44), _mm512_shuffle_f32x4(a, b, 0xee));
+  };
+  const __m512 first = halves(rows[0], rows[1]), second = halves(rows[2], rows[3]);
+  return _mm512_add_ps(_mm512_shuffle_f32x4(first, second, 0x88), _mm512_shuffle_f32x4(first, second, 0xdd));
+}
+
+// y[r][0..3] = x[r] . w[0..3] + bias, and zeros up to column 16. `vectors` of operands make a row of x and of w.
+template <class P>
+PF_NOINLINE void multiply_few(const typename P::Stored* x, i64 ldx, i64 rows, const typename P::Stored* w, i64 ldw,
+                              i64 vectors, const float* bias, float* y, i64 ldy) {
+  constexpr i64 kStep = kLanes<float> * P::kPack;  // scalars in a vector of operands
+  const auto wide = [](const typename P::Stored* p) {
+    return P::load_wide(reinterpret_cast<const typename P::Operand*>(p));
+  };
+  float start[kLanes<float>] = {};
+  for (int k = 0; bias && k < kLanes<float>; ++k) start[k] = bias[k % kFewOutputs];
+  const Vec<float> initial = load(start);
+  for (i64 row = 0; row < rows; row += 4, x += 4 * ldx, y += 4 * ldy) {
+    Vec<float> sums[16];
+    PF_UNROLL for (int k = 0; k < 16; ++k) sums[k] = Vec<float>{};
+    for (i64 v = 0; v < vectors; ++v) {
+      typename P::Wide b[4];
+      PF_UNROLL for (int o = 0; o < 4; ++o) b[o] = wide(w + o * ldw + v * kStep);
+      PF_UNROLL for (int r = 0; r < 4; ++r) {
+        const typename P::Wide a = wide(x + r * ldx + v * kStep);
+        PF_UNROLL for (int o = 0; o < 4; ++o) sums[4 * r + o] = P::multiply_add(sums[4 * r + o], a, b[o]);
+      }
+    }
+    alignas(64) float out[16];
+    store<float>(out, totals(sums) + initial);
+    PF_UNROLL for (int r = 0; r < 4; ++r) {
+      Vec<float> padded{};
+      std::memcpy(&padded, out + 4 * r, 16);
+      store<float>(y + r * ldy, padded);
+    }
+  }
+}
+#pragma GCC diagnostic pop
+template <class P> constexpr bool kHasFew = std::is_same_v<typename P::Scalar, float>;
+#else
+template <class P> constexpr bool kHasFew = false;
+template <class P>
+void multiply_few(const typename P::Stored*, i64, i64, const typename P::Stored*, i64, i64, const typename P::Scalar*,
+                  typename P::Scalar*, i64) {}
+#endif
+
 // ---- Weights and state.
 
 // Packed weights, shared by all threads.
@@ -317,11 +385,14 @@ template <class P> class MlpWeights {
     packed_.reserve(operands);
     biases_.reserve(biases);
     for (i64 l = 0; l < shape.layers(); ++l) pack_layer(l, parameters + shape.flat_offset(l));
+    if constexpr (kHasFew<P>) pack_few(parameters + shape.flat_offset(shape.hidden));
   }
 
   const MlpShape& shape() const { return shape_; }
   const Operand* forward(i64 layer) const { return packed_.data + forward_at_[layer]; }
   const Operand* backward(i64 layer) const { return packed_.data + backward_at_[layer]; }
+  // The last layer (kFewOutputs, width) row-major, where it is computed by dot products; else null.
+  const typename P::Stored* few() const { return few_used_ ? few_.data : nullptr; }
   const Scalar* bias(i64 layer) const { return shape_.bias ? biases_.data + bias_at_[layer] : nullptr; }
   static i64 steps_of(i64 count) { return (count + P::kPack - 1) / P::kPack; }
 
@@ -329,6 +400,8 @@ template <class P> class MlpWeights {
   MlpShape shape_{};
   Scratch<Operand> packed_;
   Scratch<Scalar> biases_;
+  Scratch<typename P::Stored> few_;
+  bool few_used_ = false;
   i64 forward_at_[kMlpMaxHidden + 1], backward_at_[kMlpMaxHidden + 1], bias_at_[kMlpMaxHidden + 1];
 
   void pack_layer(i64 l, const Scalar* weight) {
@@ -338,6 +411,18 @@ template <class P> class MlpWeights {
     const Scalar* bias = weight + in * out;
     for (i64 o = 0; o < MlpShape::padded(out); ++o)
       biases_.data[bias_at_[l] + o] = shape_.bias && o < out ? bias[o] : Scalar(0);
+  }
+
+  void pack_few(const Scalar* weight) {
+    const i64 width = shape_.width;
+    few_used_ = shape_.outputs <= kFewOutputs && width % (kLanesOf<P> * P::kPack) == 0;
+    if (!few_used_) return;
+    few_.reserve(kFewOutputs * width + kLanesOf<P>);
+    for (i64 k = 0; k < kFewOutputs * width; k += kLanesOf<P>) {
+      VecOf<P> row{};
+      if (k / width < shape_.outputs) row = load(weight + k);
+      P::store_stored(few_.data + k, row);
+    }
   }
 
   // Panels of M[k][c] = from[k * k_stride + c * c_stride], zero past `count` (k) and `columns` (c).
@@ -438,6 +523,13 @@ void forward_tile(const MlpWeights<P>& weights, MlpState<P>& state, const typena
     ld = shape.width;
   }
   const i64 columns = shape.padded_outputs(), last = shape.hidden;
+  if constexpr (kHasFew<P>) {
+    if (weights.few()) {
+      const i64 vectors = shape.width / (kLanes<float> * P::kPack);
+      multiply_few<P>(input, ld, kTileRows, weights.few(), shape.width, vectors, weights.bias(last), y, y_stride);
+      return;
+    }
+  }
   multiply<P>(input, ld, kTileRows, weights.forward(last), columns, columns, weights.steps_of(shape.width),
               weights.bias(last), StoreScalar<P>{y, y_stride});
 }
