@@ -30,7 +30,9 @@ def why_no_cuda() -> NoCuda | None:
     if not torch.cuda.is_available():
         if not _has_driver():
             return NoCuda(f"{built} finds no NVIDIA driver", "only with an NVIDIA device: install its driver")
-        remedy = "check that 'nvidia-smi' works, that CUDA_VISIBLE_DEVICES is unset, and that the driver is recent enough"
+        remedy = (
+            "check that 'nvidia-smi' works, that CUDA_VISIBLE_DEVICES is unset, and that the driver is recent enough"
+        )
         return NoCuda(f"a driver is there, but {built} finds no device it can use", remedy)
     why = _cuda.unusable(torch.cuda.current_device())
     if why is None:

@@ -1,4 +1,5 @@
-// Runs one launch: blocks in turn, the threads of a block as fibers. One launch at a time, so that a run repeats exactly.
+// Runs one launch: blocks in turn, the threads of a block as fibers. One launch at a time, so that a run repeats
+// exactly.
 #include "emulator.h"
 
 #include <sys/mman.h>
@@ -234,8 +235,7 @@ unsigned transpose_8x8(unsigned held, const char* where) {
     const auto element = [&](unsigned row, unsigned column) {
       return lanes[row * 4 + column / 2].value >> (column % 2 * 16) & 0xffffu;
     };
-    for (unsigned i = 0; i < 32; ++i)
-      lanes[i].result = element(i % 4 * 2, i / 4) | element(i % 4 * 2 + 1, i / 4) << 16;
+    for (unsigned i = 0; i < 32; ++i) lanes[i].result = element(i % 4 * 2, i / 4) | element(i % 4 * 2 + 1, i / 4) << 16;
   });
   return unsigned(me.result);
 }
@@ -253,8 +253,8 @@ std::string run(const Launch& launch) {
   static std::vector<char*> stacks;  // kept between launches
   const unsigned threads = launch.block.x * launch.block.y * launch.block.z;
   while (stacks.size() < threads)
-    stacks.push_back(static_cast<char*>(mmap(nullptr, kStackBytes, PROT_READ | PROT_WRITE,
-                                             MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)));
+    stacks.push_back(static_cast<char*>(
+        mmap(nullptr, kStackBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)));
   Block b;
   b.fibers.resize(threads);
   b.size = launch.block, b.grid = launch.grid, b.entry = launch.entry, b.parameters = launch.parameters;

@@ -80,7 +80,9 @@ void prepare(Context& context, void (*function)()) {
   place[11] = reinterpret_cast<void*>(function);  // x30
 #endif
   context.stack_pointer = place;
-#if defined(PF_EMULATOR_TSAN)
+#if defined(__SANITIZE_ADDRESS__)
+  __asan_unpoison_memory_region(context.stack, kStackBytes);  // the last fiber here left for good, its frames standing
+#elif defined(PF_EMULATOR_TSAN)
   if (!context.fiber) context.fiber = __tsan_create_fiber(0);
 #endif
 }

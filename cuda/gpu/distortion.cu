@@ -66,17 +66,17 @@ __device__ void distortion_backward(const T* w, const T* t, const T* delta, cons
 using namespace polyfield;
 
 // A warp a ray, and at least one block, which zeroes the samples of no ray.
-#define PF_DISTORTION(T, SUFFIX)                                                                                       \
-  PF_KERNEL(pf_distortion_forward_##SUFFIX, (const T* w, const T* t, const T* delta, const i32* offsets, i64 rays,     \
-                                             i64 samples, T* loss)) {                                                  \
-    const i64 ray = warp_number();                                                                                     \
-    if (ray < rays) distortion(w, t, delta, RayRows(offsets, ray, samples), loss + ray);                               \
-  }                                                                                                                    \
-  PF_KERNEL(pf_distortion_backward_##SUFFIX, (const T* w, const T* t, const T* delta, const i32* offsets,              \
-                                              const T* gradient, i64 rays, i64 samples, T* out)) {                     \
-    clear_outside(out, offsets, rays, samples, 1);                                                                     \
-    const i64 ray = warp_number();                                                                                     \
-    if (ray < rays) distortion_backward(w, t, delta, RayRows(offsets, ray, samples), gradient[ray], out);              \
+#define PF_DISTORTION(T, SUFFIX)                                                                            \
+  PF_KERNEL(pf_distortion_forward_##SUFFIX,                                                                 \
+            (const T* w, const T* t, const T* delta, const i32* offsets, i64 rays, i64 samples, T* loss)) { \
+    const i64 ray = warp_number();                                                                          \
+    if (ray < rays) distortion(w, t, delta, RayRows(offsets, ray, samples), loss + ray);                    \
+  }                                                                                                         \
+  PF_KERNEL(pf_distortion_backward_##SUFFIX, (const T* w, const T* t, const T* delta, const i32* offsets,   \
+                                              const T* gradient, i64 rays, i64 samples, T* out)) {          \
+    clear_outside(out, offsets, rays, samples, 1);                                                          \
+    const i64 ray = warp_number();                                                                          \
+    if (ray < rays) distortion_backward(w, t, delta, RayRows(offsets, ray, samples), gradient[ray], out);   \
   }
 
 PF_DISTORTION(float, f32)

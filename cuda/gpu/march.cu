@@ -35,23 +35,23 @@ template <class Emit> __device__ float march(const Stepping& stepping, const Occ
 
 using namespace polyfield;
 
-#define PF_MARCH_INPUT                                                                                              \
-  const float *origins, const float *directions, const float *near, const float *far, const float *cursor,          \
-      const i32 *rays, const u8 *bits, const u8 *coarse, i64 batch_rays, i64 active, i64 cascades, i64 resolution,  \
+#define PF_MARCH_INPUT                                                                                             \
+  const float *origins, const float *directions, const float *near, const float *far, const float *cursor,         \
+      const i32 *rays, const u8 *bits, const u8 *coarse, i64 batch_rays, i64 active, i64 cascades, i64 resolution, \
       double step_size, double cone_angle, i64 samples_per_ray, i64 capacity, i64 seed, i64 step, i64 jitter
 
-#define PF_MARCH_SETUP                                                                                              \
-  const i64 a = thread_number();                                                                                    \
-  if (a >= active) return;                                                                                          \
+#define PF_MARCH_SETUP                                                                                                 \
+  const i64 a = thread_number();                                                                                       \
+  if (a >= active) return;                                                                                             \
   const MarchBatch batch{origins, directions, near, far, cursor, rays, batch_rays, u64(seed), u64(step), jitter != 0}; \
-  const Stepping stepping(float(step_size), float(cone_angle), cascades, resolution);                               \
-  const OccupancyView grid{bits, coarse, cascades, resolution};                                                     \
-  const i64 ray = batch.ray_of(a)
+  const Stepping stepping(float(step_size), float(cone_angle), cascades, resolution);                                  \
+  const OccupancyView grid{bits, coarse, cascades, resolution};                                                        \
+  const i64 ray = batch.ray_of(a);                                                                                     \
+  (void)samples_per_ray, (void)capacity
 
 // counts (A,) and cursor_out (A,), as if there were room for all.
 PF_KERNEL(pf_march_count_f32, (PF_MARCH_INPUT, i32* counts, float* cursor_out)) {
   PF_MARCH_SETUP;
-  (void)capacity;
   i32 count = 0;
   float end = 1e30f * 1e30f;
   if (ray >= 0)
@@ -81,8 +81,7 @@ PF_KERNEL(pf_march_write_f32, (PF_MARCH_INPUT, const i32* ends, float* positions
     offsets[a + 1] = low > 0 ? ends[low - 1] : 0;
     if (end == begin) return;
     atomicAdd(reinterpret_cast<u64*>(dropped), u64(1));
-    cursor_out[a] =
-        march(stepping, grid, batch.prepare(stepping, ray), batch.begin_of(ray), 0, [](float) {});
+    cursor_out[a] = march(stepping, grid, batch.prepare(stepping, ray), batch.begin_of(ray), 0, [](float) {});
     return;
   }
   offsets[a + 1] = end;
@@ -98,8 +97,8 @@ PF_KERNEL(pf_march_write_f32, (PF_MARCH_INPUT, const i32* ends, float* positions
 }
 
 // Segments in the order of their rays: `order` (M,) sorts them, `ends` (M,) are the running sums of their counts then.
-PF_KERNEL(pf_pack_waves_index, (const i64* order, const i32* starts, const i32* counts, const i64* ends, i64 segments,
-                                i32* index)) {
+PF_KERNEL(pf_pack_waves_index,
+          (const i64* order, const i32* starts, const i32* counts, const i64* ends, i64 segments, i32* index)) {
   const i64 m = thread_number();
   if (m >= segments) return;
   const i32 start = starts[order[m]], count = counts[order[m]];

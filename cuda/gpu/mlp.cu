@@ -1,6 +1,6 @@
-// The fused MLP on tensor cores, bfloat16 with float32 sums: a warp takes 16 or 32 rows through all layers in registers,
-// since the sums of one layer are the A operand of the next (mma.h). After Mueller et al. 2021 (arXiv 2106.12372,
-// section 4).
+// The fused MLP on tensor cores, bfloat16 with float32 sums: a warp takes 16 or 32 rows through all layers in
+// registers, since the sums of one layer are the A operand of the next (mma.h). After Mueller et al. 2021 (arXiv
+// 2106.12372, section 4).
 //
 // Weights are first packed into the order in which lanes read them as B operands, for both directions; they stay in
 // the L1 cache, which is as fast as shared memory. The backward pass runs the network again, and leaves activations and
@@ -58,11 +58,13 @@ struct Matrix {
   }
 };
 
+// Out of line: repeated for every element of unrolled loops, they would take a minute to compile.
+__device__ PF_OUTLINE ValueAndSlope<float> smooth_activation(i64 activation, float z) {
+  return activation == kHiddenSoftplus ? hidden_activation<kHiddenSoftplus>(z) : hidden_activation<kHiddenSine>(z);
+}
 __device__ __forceinline__ ValueAndSlope<float> activated(i64 activation, float z) {
-  if (activation == kHiddenRelu) return hidden_activation<kHiddenRelu>(z);
-  if (activation == kHiddenSoftplus) return hidden_activation<kHiddenSoftplus>(z);
-  if (activation == kHiddenSine) return hidden_activation<kHiddenSine>(z);
-  return {z, 1.0f};
+  if (activation == kHiddenNone) return {z, 1.0f};
+  return activation == kHiddenRelu ? hidden_activation<kHiddenRelu>(z) : smooth_activation(activation, z);
 }
 
 // Sums of one layer of `Tiles` row tiles, as wide as the hidden layers.
@@ -94,8 +96,8 @@ struct Kept {
 
 // Turns sums into activations, with the bias where there is one; keeps them where `Keep`.
 template <int Width, int Tiles, bool Keep>
-__device__ void activate(Sums<Width, Tiles>& sums, i64 activation, const float* bias,
-                         Activations<Width, Tiles>& out, const Kept& kept) {
+__device__ void activate(Sums<Width, Tiles>& sums, i64 activation, const float* bias, Activations<Width, Tiles>& out,
+                         const Kept& kept) {
 #pragma unroll
   for (int k = 0; k < Width / 16; ++k)
 #pragma unroll
@@ -232,9 +234,7 @@ __device__ void chain_activation(const Sums<Width, 1>& gradient, i64 activation,
     for (int i = 0; i < 4; ++i) {  // block i holds sums (2 (i & 1), 2 (i & 1) + 1) of column block 2 k + i / 2
       const float pair[2] = {low_bf16(held.block[i]), high_bf16(held.block[i])};
       for (int e = 0; e < 2; ++e) {
-        const float slope = activation == kHiddenRelu ? (pair[e] > 0.0f ? 1.0f : 0.0f)
-                            : kept.slopes             ? pair[e]
-                                                      : 1.0f;
+        const float slope = activation == kHiddenRelu ? (pair[e] > 0.0f ? 1.0f : 0.0f) : kept.slopes ? pair[e] : 1.0f;
         product[i / 2][2 * (i & 1) + e] = gradient.values[0][2 * k + i / 2][2 * (i & 1) + e] * slope;
       }
     }
@@ -259,8 +259,8 @@ __device__ void mlp_backward(const MlpShape& shape, const Matrix& x, const Opera
       float out[1][4] = {};
       if (shape.output_activation != kOutputNone) output_block<Width, 1>(shape, packed, parameters, h, block, out);
       for (int j = 0; j < 4; ++j)
-        delta[side][j] = dy.at(16 * tile + sum_row(j), sum_column(block, j)) *
-                         output_slope(shape.output_activation, out[0][j]);
+        delta[side][j] =
+            dy.at(16 * tile + sum_row(j), sum_column(block, j)) * output_slope(shape.output_activation, out[0][j]);
     }
     const OperandA a[1] = {as_operand(delta[0], delta[1])};
     scratch.deltas(tile, shape.hidden)[k * kWarp + lane_number()] = a[0];
@@ -291,8 +291,8 @@ constexpr int kColumnBlocks = 8;  // of a weight gradient that one warp sums: 16
 
 // A warp: 16 outputs times up to 64 inputs of a layer over the tiles of a slot. `partial` is the slot's, in the padded
 // layout of polyfield/mlp.h.
-__device__ inline void weight_gradient(const Scratch& scratch, i64 layer, i64 first_output, i64 first_input,
-                                       i64 begin, i64 end, float* partial) {
+__device__ inline void weight_gradient(const Scratch& scratch, i64 layer, i64 first_output, i64 first_input, i64 begin,
+                                       i64 end, float* partial) {
   const MlpShape& shape = scratch.shape;
   const i64 columns = MlpShape::padded(shape.layer_inputs(layer));
   const bool with_bias = shape.bias && first_input == 0;
@@ -356,12 +356,13 @@ PF_KERNEL(pf_mlp_pack_bf16, (const float* parameters, OperandB* packed, SHAPE_AR
 
 // x (rows, inputs), y and dy (rows, outputs); dx may be null.
 #define PF_MLP(WIDTH)                                                                                                 \
-  PF_KERNEL(pf_mlp_forward_bf16_##WIDTH, (const float* x, const float* parameters, const OperandB* packed, float* y,  \
-                                          i64 rows, SHAPE_ARGUMENTS)) {                                               \
+  PF_KERNEL(pf_mlp_forward_bf16_##WIDTH,                                                                              \
+            (const float* x, const float* parameters, const OperandB* packed, float* y, i64 rows, SHAPE_ARGUMENTS)) { \
     mlp_forward<WIDTH>(SHAPE, Matrix{x, rows, inputs}, packed, parameters, y);                                        \
   }                                                                                                                   \
-  PF_KERNEL(pf_mlp_backward_bf16_##WIDTH, (const float* x, const float* parameters, const OperandB* packed,           \
-                                           const float* dy, float* dx, OperandA* scratch, i64 rows, SHAPE_ARGUMENTS)) { \
+  PF_KERNEL(pf_mlp_backward_bf16_##WIDTH,                                                                             \
+            (const float* x, const float* parameters, const OperandB* packed, const float* dy, float* dx,             \
+             OperandA* scratch, i64 rows, SHAPE_ARGUMENTS)) {                                                         \
     const MlpShape shape = SHAPE;                                                                                     \
     mlp_backward<WIDTH>(shape, Matrix{x, rows, inputs}, packed, parameters, Matrix{dy, rows, outputs}, dx,            \
                         Scratch{scratch, shape, (rows + 15) / 16});                                                   \
@@ -372,8 +373,8 @@ PF_MLP(64)
 PF_MLP(128)
 
 // partials (slots, padded parameters): a warp each (slot, layer, 16 outputs, 64 inputs); `tasks` of them a slot.
-PF_KERNEL(pf_mlp_weight_gradient_bf16, (OperandA* memory, float* partials, i64 slots, i64 tasks, i64 rows,
-                                        SHAPE_ARGUMENTS)) {
+PF_KERNEL(pf_mlp_weight_gradient_bf16,
+          (OperandA * memory, float* partials, i64 slots, i64 tasks, i64 rows, SHAPE_ARGUMENTS)) {
   const MlpShape shape = SHAPE;
   const Scratch scratch{memory, shape, (rows + 15) / 16};
   const i64 slot = warp_number() / tasks;

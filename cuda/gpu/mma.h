@@ -1,8 +1,8 @@
 // Tensor cores on bfloat16 with float32 sums: m16n8k16 and the transposition of 8x8 blocks, by a whole warp.
 //
 // With g = lane / 4 and t = lane % 4, of every 8x8 block (16-bit elements) a lane holds row g, columns 2 t and 2 t + 1.
-// An A operand (16 rows x 16 k) is four such blocks: rows 0-7 and 8-15 of columns 0-7, then of columns 8-15. A B operand
-// (16 k x 8 columns) is two, by columns: block row g is column g. Sums (16 x 8): rows g (first two) and g + 8.
+// An A operand (16 rows x 16 k) is four such blocks: rows 0-7 and 8-15 of columns 0-7, then of columns 8-15. A B
+// operand (16 k x 8 columns) is two, by columns: block row g is column g. Sums (16 x 8): rows g (first two) and g + 8.
 // Compute capability 8.0 and newer; on 7.5 the kernels compile and trap.
 #pragma once
 #include "warp.h"

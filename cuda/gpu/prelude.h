@@ -6,7 +6,9 @@
 #pragma once
 #if defined(PF_EMULATOR)
 #include "emulator.h"
+#define PF_OUTLINE __attribute__((noinline))
 #else
+#define PF_OUTLINE __noinline__
 #define PF_KERNEL(name, parameters) extern "C" __global__ void __launch_bounds__(256) name parameters
 #endif
 #include "polyfield/common.h"

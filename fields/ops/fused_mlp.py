@@ -370,7 +370,12 @@ def _packed_on_cuda(parameters: Tensor, numbers: list[int]) -> Tensor:
 
 
 def _backward_on_cuda(
-    x: Tensor, parameters: Tensor, grad: Tensor, x_grad: Tensor | None, parameter_grad: Tensor | None, numbers: list[int]
+    x: Tensor,
+    parameters: Tensor,
+    grad: Tensor,
+    x_grad: Tensor | None,
+    parameter_grad: Tensor | None,
+    numbers: list[int],
 ) -> None:
     rows, spec = x.shape[0], _spec_of(numbers)
     if rows == 0:

@@ -16,7 +16,16 @@ FLAGS = {
     "asan": ["-O1", "-g", "-fsanitize=address", "-fno-omit-frame-pointer"],
     "tsan": ["-O1", "-g", "-fsanitize=thread"],
 }
-COMMON = ["-std=c++17", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror", "-DPF_EMULATOR"]
+COMMON = [
+    "-std=c++17",
+    "-fPIC",
+    "-fvisibility=hidden",
+    "-Wall",
+    "-Wextra",
+    "-Werror",
+    "-Wno-unknown-pragmas",
+    "-DPF_EMULATOR",
+]
 INCLUDES = [f"-I{CUDA / 'emulator'}", f"-I{CUDA / 'gpu'}", f"-I{CUDA / 'include'}"]
 
 

@@ -210,7 +210,7 @@ def test_kernels_pass_their_operators_tests_in_the_emulator(operator, plain, tmp
     assert done.returncode == 0, done.stdout[-3000:]
 
 
-SANITIZED = """
+EVERY_KERNEL = """
     import torch
     from polyfield.fields.ops import _cuda
     from polyfield.fields.ops.adam import lazy_adam_
@@ -223,43 +223,59 @@ SANITIZED = """
     from polyfield.fields.ops.occupancy import decay_and_max_, pack_bitfield, sample_cells
     from polyfield.fields.ops.ray_box import intersect_box
     from polyfield.fields.ops.spherical_harmonics import spherical_harmonics
+
+    launch, launched = _cuda.call, set()
+    _cuda.call = lambda name, *rest: (launched.add(name), launch(name, *rest))
     spec = HashGridSpec(levels=3, channels=2, base_resolution=4, finest_resolution=16, log2_table_size=8)
-    for n in (1, 33, 300):
-        x = torch.rand(n, 3).requires_grad_()
-        assert _cuda.usable(x), _cuda.unusable(0)
-        table = torch.rand(spec.entries, 2).requires_grad_()
+
+    def encodings(x, table):
         for y in (spherical_harmonics(x), frequency_encode(x, 3), hash_encode(x, table, spec)):
             y.sum().backward()
-        hash_encode(x.detach(), table.detach().half(), spec)
-        a, b = hash_value_and_jacobian(x, table, spec)
-        (a.sum() + b.sum()).backward()
-        a, b = frequency_value_and_jacobian(x, 3)
-        (a.sum() + b.sum()).backward()
-        intersect_box(x, x, -torch.ones(3), torch.ones(3))
-        m, v = torch.zeros(n, 3), torch.zeros(n, 3)
-        lazy_adam_(x.detach(), x.grad, m, v, step=1, lr=0.1)
+        for a, b in (hash_value_and_jacobian(x, table, spec), frequency_value_and_jacobian(x, 3)):
+            (a.sum() + b.sum()).backward()
+        lazy_adam_(x.detach(), x.grad, torch.zeros_like(x), torch.zeros_like(x), step=1, lr=0.1)
+        box = torch.ones(3, dtype=x.dtype)
+        intersect_box(x.detach(), x.detach(), -box, box)
+
+    def networks(x):
         for width in (16, 32, 64, 128):
             net = MlpSpec(inputs=3, outputs=5, width=width, hidden_layers=2, hidden_activation="softplus", bias=True)
             weights = initial_parameters(net).requires_grad_()
             fused_mlp(x, weights, net, precision="bf16").sum().backward()
+
+    def rays(x):
+        n = x.shape[0]
         grid = torch.rand(2, 16, 16, 16)
         bits, coarse = pack_bitfield(grid, torch.tensor(0.5))
-        cells, _ = sample_cells(grid, bits, uniform=n, occupied=n, seed=0, step=0)
-        decay_and_max_(grid, cells, torch.rand(2 * n), 0.9)
+        sample_cells(grid, bits, uniform=n, occupied=n, seed=0, step=0)
+        decay_and_max_(grid, torch.arange(n), torch.rand(n), 0.9)
         directions = torch.nn.functional.normalize(torch.randn(n, 3), dim=1)
-        near, far = torch.zeros(n), torch.full((n,), 3.0)
         for cone in (0.0, 0.01):
             out = march_rays(
-                x.detach(), directions, near, far, None, None, bits, coarse, cascades=2, resolution=16, step_size=0.02,
-                cone_angle=cone, samples_per_ray=40, capacity=20 * n + 20,
+                x, directions, torch.zeros(n), torch.full((n,), 3.0), None, None, bits, coarse, cascades=2,
+                resolution=16, step_size=0.02, cone_angle=cone, samples_per_ray=40, capacity=20 * n + 20,
             )
-            rows = out.distances.shape[0]
-            raw, rgb = torch.randn(rows).requires_grad_(), torch.rand(rows, 3).requires_grad_()
-            live, _, _ = trim_samples(raw.detach(), out.deltas, out.offsets, torch.zeros(n), activation="exp")
-            pack_waves(torch.arange(n).int(), out.offsets[:-1], live, n)
-            seen = composite(raw, rgb, out.distances, out.deltas, out.offsets, torch.rand(n, 3))
-            distortion_loss(seen.weights, out.distances, out.deltas, out.offsets).sum().backward()
-    print("done")
+            for dtype in (torch.float32, torch.float64):
+                samples(out.distances.to(dtype), out.deltas.to(dtype), out.offsets)
+
+    def samples(distances, deltas, offsets):
+        count, n = distances.shape[0], offsets.shape[0] - 1
+        raw, rgb = torch.randn_like(distances).requires_grad_(), deltas.new_ones(count, 3).requires_grad_()
+        live, _, _ = trim_samples(raw.detach(), deltas, offsets, deltas.new_zeros(n), activation="exp")
+        pack_waves(torch.arange(n).int(), offsets[:-1], live, n)
+        seen = composite(raw, rgb, distances, deltas, offsets, deltas.new_ones(n, 3))
+        distortion_loss(seen.weights, distances, deltas, offsets).sum().backward()
+
+    for n in (1, 33, 300):
+        x = torch.rand(n, 3)
+        assert _cuda.usable(x), _cuda.unusable(0)
+        table = torch.rand(spec.entries, 2)
+        hash_encode(x, table.half(), spec)
+        for dtype in (torch.float32, torch.float64):
+            encodings(x.to(dtype, copy=True).requires_grad_(), table.to(dtype, copy=True).requires_grad_())
+        networks(x.requires_grad_())
+        rays(x.detach())
+    print("launched", *sorted(launched))
 """
 
 
@@ -269,9 +285,9 @@ SANITIZED = """
 @pytest.mark.parametrize("kind", ["asan", "tsan"])
 def test_sanitizers_find_nothing_in_the_kernels(kind, tmp_path):
     library = emulator.build(kind, tmp_path / kind)
-    done = run_python(SANITIZED, emulator.environment(library, tmp_path, kind))
+    done = run_python(EVERY_KERNEL, emulator.environment(library, tmp_path, kind))
     assert done.returncode == 0, done.stderr[-3000:]
-    assert "done" in done.stdout
+    assert done.stdout.split() == ["launched", *sorted(BUDGETS)]
 
 
 @pytest.mark.slow
