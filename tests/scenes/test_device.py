@@ -50,6 +50,6 @@ def test_auto_says_in_one_line_why_it_takes_the_cpu(gpu, fault, why):
         gpu.setattr(_cuda, "unusable", lambda index: "no NVRTC")
     assert pick_device("auto") == torch.device("cpu")
     assert describe("auto") == f"on the CPU: {why}"
-    with pytest.raises(ConfigError, match="--device cuda: .*; use --device cpu, and see 'polyfield doctor'") as caught:
+    with pytest.raises(ConfigError, match=r"--device cuda: .*; use --device cpu, and see 'polyfield doctor'") as caught:
         pick_device("cuda")
     assert why in str(caught.value)
