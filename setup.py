@@ -36,8 +36,9 @@ X86_LEVELS = {
 }
 SUFFIX = {"win32": ".dll", "darwin": ".dylib"}.get(sys.platform, ".so")
 
-for name in ("fields", "scenes"):  # src/polyfield/<name> links to ./<name>; an sdist has real folders
-    if not Path("src/polyfield", name, "__init__.py").is_file():
+LINKED = {"fields": "__init__.py", "scenes": "__init__.py", "cuda": "gpu/prelude.h"}
+for name, inside in LINKED.items():  # src/polyfield/<name> links to ./<name>; an sdist has real folders
+    if not Path("src/polyfield", name, inside).is_file():
         raise SystemExit(
             f"src/polyfield/{name} is not a folder: this checkout lost its symbolic links; "
             "run 'git config core.symlinks true' and check the files out again"
@@ -110,7 +111,7 @@ class Wheel(bdist_wheel):
 setup(
     packages=find_packages("src"),
     package_dir={"": "src"},
-    package_data={"polyfield": ["py.typed"]},
+    package_data={"polyfield": ["py.typed", "cuda/gpu/*.cu", "cuda/gpu/*.h", "cuda/include/polyfield/*.h"]},
     ext_modules=[
         Extension(
             f"polyfield.fields.ops._cpu_{level}",

@@ -22,11 +22,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ..fields.cache import cache_folder
 from ..fields.errors import ConfigError, FormatError
 from ..fields.formats import atomic_write
 from ..fields.geometry import Cameras, Similarity, look_at
 from . import demo_render, demo_shapes, demo_world
-from .cache import cache_folder
 from .demo_render import GroundTruth as GroundTruth
 from .demo_render import render_images
 from .demo_render import render_view as render_view

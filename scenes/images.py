@@ -25,8 +25,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ..fields.cache import cache_folder
 from ..fields.errors import ConfigError, FormatError, ShapeError
-from .cache import cache_folder
 from .image_files import Header, read_header, read_image, read_mask
 
 # Decoding is limited by memory bandwidth beyond this; each thread also holds one decoded image.

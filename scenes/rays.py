@@ -20,13 +20,17 @@ class SceneRays:
         *,
         seed: int = 0,
         pose_delta: nn.Parameter | None = None,
+        device: torch.device | str = "cpu",
     ) -> None:
         """Args:
         frames: (F,) int64 frames to draw from.
         pose_delta: (all frames, 6) learned corrections of the poses, or None.
+        device: where the batches go. Pixels are drawn and fetched on the CPU, so that one seed draws the same
+            everywhere.
         """
         self.scene, self.frames, self.seed, self.pose_delta = scene, frames, seed, pose_delta
         self.width, self.height = scene.cameras.width.long(), scene.cameras.height.long()
+        self.device = torch.device(device)
         self.masked = scene.images.masks is not None
 
     def batch(self, step: int, count: int) -> RayBatch:
@@ -40,7 +44,8 @@ class SceneRays:
         if color.shape[1] == 4:
             alpha = color[:, 3:]
             color = color[:, :3] * alpha + backgrounds * (1 - alpha)
-        return RayBatch(rays, color, backgrounds, frames)
+        to = self.device
+        return RayBatch(rays.to(to), color.to(to), backgrounds.to(to), frames.to(to))
 
     def cameras(self) -> Cameras:
         """The scene's cameras with the learned corrections."""

@@ -30,6 +30,7 @@ from ..fields.optim.loop import Clock, LoopConfig, LoopState, optimise
 from ..fields.optim.radiance import RadianceTask
 from ..fields.radiance.hash import HashField
 from ..fields.render import BACKGROUNDS, OccupancyGrid, render, render_rays
+from .device import Device, pick_device
 from .presets import Preset, hash_preset
 from .rays import SceneRays
 from .scene import Scene
@@ -50,8 +51,8 @@ class TrainOptions:
     """Training time, evaluation not counted. Default: 300, for the built-in scene 60. Fixes the steps once."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Of the networks' multiplications; auto takes bf16 on processors that have it."""
-    device: Literal["auto", "cpu"] = "auto"
-    """Where to train."""
+    device: Device = "auto"
+    """Where to train; auto takes an NVIDIA GPU where it works."""
     seed: int = 0
     """Of initialisation, rays and jitter; one seed, one result on a CPU."""
     refine_poses: bool = False
@@ -169,10 +170,13 @@ class _Session:
         self.scene, self.options, self.run = scene, options, run
         self.state = LoopState()
         self.precision = options.precision
+        self.device = pick_device(options.device)
         if self.precision == "auto":
-            self.precision = "bf16" if _cpu.level() == "v4bf16" else "fp32"
+            self.precision = "bf16" if has_bf16(self.device) else "fp32"
         preset = PRESETS[options.model](scene)
-        if _cpu.level() == "reference":
+        if self.device.type == "cuda":
+            preset = preset.for_cuda()
+        elif _cpu.level() == "reference":
             preset = preset.for_reference()
         task = dataclasses.replace(
             preset.task,
@@ -183,10 +187,11 @@ class _Session:
         )
         field = dataclasses.replace(preset.field, precision=self.precision)
         self.preset = preset = dataclasses.replace(preset, task=task, field=field)
-        self.field = HashField(preset.field, seed=options.seed)
-        self.occupancy = OccupancyGrid(cascades=preset.cascades, resolution=preset.resolution)
+        self.field = HashField(preset.field, seed=options.seed).to(self.device)
+        self.occupancy = OccupancyGrid(cascades=preset.cascades, resolution=preset.resolution).to(self.device)
         poses = nn.Parameter(torch.zeros(len(scene.cameras), 6)) if options.refine_poses else None
-        self.rays = SceneRays(scene, scene.splits["train"], seed=options.seed, pose_delta=poses)
+        train = scene.splits["train"]
+        self.rays = SceneRays(scene, train, seed=options.seed, pose_delta=poses, device=self.device)
         self.task = RadianceTask(
             self.field,
             self.occupancy,
@@ -238,7 +243,7 @@ class _Session:
         with clock.paused():
             if self._heldout is not None:
                 rays, target = self._heldout
-                white = torch.full((3,), BACKGROUNDS[self.scene.background])
+                white = torch.full((3,), BACKGROUNDS[self.scene.background], device=self.device)
                 rgb = render_rays(self.field, self.occupancy, rays, self.preset.march, white).rgb.clamp(0, 1)
                 self.heldout_psnr = float(-10 * (rgb - target).square().mean().clamp(min=1e-12).log10())
                 line = {"step": state.step, "seconds": round(state.seconds, 3), "heldout_psnr": self.heldout_psnr}
@@ -329,7 +334,7 @@ class _Session:
         camera = self.scene.cameras[frame : frame + 1]
         camera = camera.downscaled(max(1, int(camera.width[0]) // 400))
         rgb = render(self.model(), camera).rgb
-        pixels = (rgb * 255 + 0.5).clamp(0, 255).to(torch.uint8).numpy()
+        pixels = (rgb * 255 + 0.5).clamp(0, 255).to(torch.uint8).cpu().numpy()
         Image.fromarray(pixels).save(self.run / "previews" / f"{name}.png")
 
     def _heldout_frames(self) -> torch.Tensor:
@@ -351,7 +356,14 @@ class _Session:
         if color.shape[1] == 4:
             behind = BACKGROUNDS[self.scene.background]
             color = color[:, :3] * color[:, 3:] + behind * (1 - color[:, 3:])
-        return rays, color
+        return rays.to(self.device), color.to(self.device)
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Whether the networks have fast bfloat16 kernels on this device."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    return _cpu.level() == "v4bf16"
 
 
 def _keep_freed_memory() -> None:

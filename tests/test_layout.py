@@ -86,6 +86,7 @@ def small_tree(root: Path) -> Path:
         (root / name).write_text(text)
     (root / "src/polyfield").mkdir(parents=True)
     (root / "src/polyfield/fields").symlink_to("../../fields")
+    (root / "src/polyfield/cuda").symlink_to("../../cuda")
     return root
 
 

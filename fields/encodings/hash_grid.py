@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from ..ops import _cpu
+from ..ops import _cpu, _native
 from ..ops.hash_encode import HashGridSpec, hash_encode, hash_value_and_jacobian
 
 INITIAL_RANGE = 1e-4
@@ -47,7 +47,7 @@ class HashGridEncoding(nn.Module):
         """(N, 3) positions in [0, 1] (clamped) -> (N, features)."""
         float32 = x.dtype == self.table.dtype == torch.float32
         reads_only = self.precision == "bf16" and not torch.is_grad_enabled()
-        rounded = reads_only and float32 and _cpu.usable(x, self.table)
+        rounded = reads_only and float32 and _native.usable(x, self.table)
         return hash_encode(x, self.rounded_table() if rounded else self.table, self.spec)
 
     def rounded_table(self) -> Tensor:

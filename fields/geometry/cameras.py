@@ -31,6 +31,10 @@ class Rays(NamedTuple):
     origins: Tensor
     directions: Tensor
 
+    def to(self, device: torch.device | str) -> Rays:
+        """The same rays on `device`."""
+        return Rays(self.origins.to(device), self.directions.to(device))
+
 
 class Projected(NamedTuple):
     """Pixels (N, 2), depth (N,), valid (N,) bool; see `Cameras.project`."""

@@ -1,6 +1,7 @@
 """Packed samples of rays: what their checks have in common, and how references see them as a padded matrix.
 
-Samples of ray r are the rows offsets[r] to offsets[r + 1] - 1; rows of no ray may stand before and after.
+Samples of ray r are the rows offsets[r] to offsets[r + 1] - 1; rows of no ray may stand before and after. Offsets that
+do not ascend are an error, except on CUDA: there the host would have to wait to know, and such a ray counts as empty.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError, ShapeError
-from . import _cpu, _library
+from . import _cpu, _library, _native
 
 
 def lazy_adam_(
@@ -138,7 +138,7 @@ def _update(
 ) -> None:
     if parameter.numel() == 0:
         return
-    if not _cpu.usable(parameter, gradient, m, v):
+    if not _native.usable(parameter, gradient, m, v):
         lazy_adam_reference(
             parameter,
             gradient,
@@ -156,7 +156,9 @@ def _update(
     shape = (rows, parameter.numel() // rows)
     numbers = (float(lr), float(beta1), float(beta2), float(eps), float(weight_decay))
     name = f"pf_adam_update_{_cpu.suffix_of(parameter)}"
-    _cpu.call(name, parameter, gradient.contiguous(), m, v, *shape, step, *numbers, skip_untouched)
+    values = (parameter, gradient.contiguous(), m, v)
+    # 2048 blocks fill any GPU several times; each computes the corrections of the bias once.
+    _native.call(name, *values, *shape, step, *numbers, skip_untouched, over=rows, most_blocks=2048)
     torch.autograd.graph.increment_version([parameter, m, v])
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError, ShapeError
-from . import _cpu, _library
+from . import _cpu, _cuda, _library, _native
 from ._packed import bad_offsets, check_first, check_offsets, check_samples, padded, stopped
 from .activations import DENSITY_ACTIVATIONS, density_code, density_derivative, density_from_raw
 
@@ -196,13 +196,14 @@ def _forward(
     limit: float,
 ) -> tuple[Tensor, ...]:
     packed = (density_raw, rgb, distances, deltas, offsets, background)
-    if not _cpu.usable(*packed):
+    if not _native.usable(*packed):
         return composite_reference(*packed, activation=_NAMES[activation], threshold=math.exp(-limit))
     rays, samples = offsets.shape[0] - 1, density_raw.shape[0]
     inputs = [None if t is None else t.contiguous() for t in packed]
     outputs = [density_raw.new_empty(s) for s in ((rays, 3), (rays,), (rays,), (rays,), (samples,))]
     name = f"pf_composite_forward_{_cpu.suffix_of(density_raw)}"
-    if _cpu.call(name, *inputs, rays, samples, activation, limit, *outputs) != 0:
+    sizes = (rays, samples, activation, limit)
+    if _native.call(name, *inputs, *sizes, *outputs, over=_cuda.warp_each(rays)) != 0:
         raise bad_offsets(offsets, samples)
     return tuple(outputs)
 
@@ -236,7 +237,7 @@ def _backward(
     limit: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     packed = (density_raw, rgb, distances, deltas, offsets, background, grad_rgb, grad_alpha, grad_depth, grad_weights)
-    if not _cpu.usable(*packed):
+    if not _native.usable(*packed):
         return _composite_backward_reference(*packed, activation, limit)
     rays, samples = offsets.shape[0] - 1, density_raw.shape[0]
     inputs = [None if t is None else t.contiguous() for t in packed]
@@ -244,7 +245,8 @@ def _backward(
     d_background = density_raw.new_empty((rays, 3) if background is not None else (0,))
     name = f"pf_composite_backward_{_cpu.suffix_of(density_raw)}"
     outputs = (d_raw, d_rgb, d_background if background is not None else None)
-    if _cpu.call(name, *inputs, rays, samples, activation, limit, *outputs) != 0:
+    sizes = (rays, samples, activation, limit)
+    if _native.call(name, *inputs, *sizes, *outputs, over=_cuda.warp_each(rays)) != 0:
         raise bad_offsets(offsets, samples)
     return d_raw, d_rgb, d_background
 

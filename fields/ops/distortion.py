@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _cpu, _library
+from . import _cpu, _cuda, _library, _native
 from ._packed import bad_offsets, check_first, check_offsets, check_samples, padded
 
 
@@ -62,23 +62,25 @@ def _backward_reference(grad: Tensor, weights: Tensor, distances: Tensor, deltas
 
 
 def _forward(weights: Tensor, distances: Tensor, deltas: Tensor, offsets: Tensor) -> Tensor:
-    if not _cpu.usable(weights, distances, deltas, offsets):
+    if not _native.usable(weights, distances, deltas, offsets):
         return distortion_loss_reference(weights, distances, deltas, offsets)
     rays, samples = offsets.shape[0] - 1, weights.shape[0]
     out = weights.new_empty(rays)
     inputs = [t.contiguous() for t in (weights, distances, deltas, offsets)]
-    if _cpu.call(f"pf_distortion_forward_{_cpu.suffix_of(weights)}", *inputs, rays, samples, out) != 0:
+    name = f"pf_distortion_forward_{_cpu.suffix_of(weights)}"
+    if _native.call(name, *inputs, rays, samples, out, over=_cuda.warp_each(rays)) != 0:
         raise bad_offsets(offsets, samples)
     return out
 
 
 def _backward(grad: Tensor, weights: Tensor, distances: Tensor, deltas: Tensor, offsets: Tensor) -> Tensor:
-    if not _cpu.usable(grad, weights, distances, deltas, offsets):
+    if not _native.usable(grad, weights, distances, deltas, offsets):
         return _backward_reference(grad, weights, distances, deltas, offsets)
     rays, samples = offsets.shape[0] - 1, weights.shape[0]
     out = weights.new_empty(samples)
     inputs = [t.contiguous() for t in (weights, distances, deltas, offsets, grad)]
-    if _cpu.call(f"pf_distortion_backward_{_cpu.suffix_of(weights)}", *inputs, rays, samples, out) != 0:
+    name = f"pf_distortion_backward_{_cpu.suffix_of(weights)}"
+    if _native.call(name, *inputs, rays, samples, out, over=_cuda.warp_each(rays)) != 0:
         raise bad_offsets(offsets, samples)
     return out
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError, ShapeError
-from . import _cpu, _library
+from . import _cpu, _library, _native
 
 
 def frequency_encode(x: Tensor, octaves: int, include_input: bool = True) -> Tensor:
@@ -118,34 +118,35 @@ def _check(x: Tensor, octaves: int, include_input: bool) -> None:
 
 
 def _forward(x: Tensor, octaves: int, include_input: bool) -> Tensor:
-    if not _cpu.usable(x):
+    if not _native.usable(x):
         return frequency_encode_reference(x, octaves, include_input).clone()
     x = x.contiguous()
     out = x.new_empty(x.shape[0], frequency_features(x.shape[1], octaves, include_input))
-    _cpu.call(f"pf_frequency_encode_forward_{_cpu.suffix_of(x)}", x, *x.shape, octaves, include_input, out, None)
+    name = f"pf_frequency_encode_forward_{_cpu.suffix_of(x)}"
+    _native.call(name, x, *x.shape, octaves, include_input, out, None, over=x.numel())
     return out
 
 
 def _jacobian(x: Tensor, octaves: int, include_input: bool) -> tuple[Tensor, Tensor]:
-    if not _cpu.usable(x):
+    if not _native.usable(x):
         features, jacobian = frequency_value_and_jacobian_reference(x, octaves, include_input)
         return features.clone(), jacobian
     x = x.contiguous()
     width = frequency_features(x.shape[1], octaves, include_input)
     out, jacobian = x.new_empty(x.shape[0], width), x.new_empty(*x.shape, width)
     name = f"pf_frequency_encode_forward_{_cpu.suffix_of(x)}"
-    _cpu.call(name, x, *x.shape, octaves, include_input, out, jacobian)
+    _native.call(name, x, *x.shape, octaves, include_input, out, jacobian, over=x.numel())
     return out, jacobian
 
 
 def _backward(grad: Tensor, jacobian_grad: Tensor | None, x: Tensor, octaves: int, include_input: bool) -> Tensor:
-    if not _cpu.usable(x, grad, jacobian_grad):
+    if not _native.usable(x, grad, jacobian_grad):
         return _backward_reference(grad, jacobian_grad, x, octaves, include_input)
     x, grad = x.contiguous(), grad.contiguous()
     jacobian_grad = None if jacobian_grad is None else jacobian_grad.contiguous()
     out = torch.empty_like(x)
     name = f"pf_frequency_encode_backward_{_cpu.suffix_of(x)}"
-    _cpu.call(name, x, *x.shape, octaves, include_input, grad, jacobian_grad, out)
+    _native.call(name, x, *x.shape, octaves, include_input, grad, jacobian_grad, out, over=x.numel())
     return out
 
 

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError, ShapeError
-from . import _cpu, _library
+from . import _cpu, _cuda, _library
 
 HIDDEN_ACTIVATIONS = {"none": 0, "relu": 1, "softplus": 2, "sine": 3}
 """Name -> code, as `enum HiddenActivation` of polyfield/activations.h."""
@@ -310,11 +310,18 @@ def _suffix(x: Tensor, bf16: bool) -> str:
 
 
 def _forward(x: Tensor, parameters: Tensor, numbers: list[int], bf16: bool) -> Tensor:
-    if not _cpu.usable(x, parameters):
+    on_tensor_cores = _on_tensor_cores(bf16, x, parameters)
+    if not on_tensor_cores and not _cpu.usable(x, parameters):
         spec = _spec_of(numbers)
         return fused_mlp_reference(x, parameters, spec, precision="bf16" if bf16 else "fp32").clone()
     x, parameters = x.contiguous(), parameters.contiguous()
     y = x.new_empty(x.shape[0], numbers[1])
+    if on_tensor_cores:
+        packed, name = _packed_on_cuda(parameters, numbers), f"pf_mlp_forward_bf16_{numbers[2]}"
+        rows = 16 if numbers[2] == 128 else 32  # of a warp
+        grid = _cuda.one_thread_each(32 * -(-x.shape[0] // rows))
+        _cuda.call(name, grid, x, parameters, packed, y, x.shape[0], *numbers)
+        return y
     _cpu.call(f"pf_fused_mlp_forward_{_suffix(x, bf16)}", x, parameters, y, x.shape[0], *numbers)
     return y
 
@@ -327,7 +334,8 @@ def _backward(
     grad: Tensor, x: Tensor, parameters: Tensor, numbers: list[int], bf16: bool, need_x: bool, need_parameters: bool
 ) -> tuple[Tensor, Tensor]:
     """Gradients of x and parameters; empty tensors for those not needed."""
-    if not _cpu.usable(grad, x, parameters):
+    on_tensor_cores = _on_tensor_cores(bf16, grad, x, parameters)
+    if not on_tensor_cores and not _cpu.usable(grad, x, parameters):
         spec = _spec_of(numbers)
         out, kept = _run(x[None], _layers(parameters, spec), spec, _rounding(bf16))
         grad = grad * _output_slope(_activate_output(out[0], spec), spec)
@@ -336,9 +344,59 @@ def _backward(
     x, parameters, grad = x.contiguous(), parameters.contiguous(), grad.contiguous()
     x_grad = torch.empty_like(x) if need_x else None
     parameter_grad = torch.empty_like(parameters) if need_parameters else None
+    if on_tensor_cores:
+        _backward_on_cuda(x, parameters, grad, x_grad, parameter_grad, numbers)
+        return _or_empty(x_grad, x), _or_empty(parameter_grad, x)
     name = f"pf_fused_mlp_backward_{_suffix(x, bf16)}"
     _cpu.call(name, x, parameters, grad, x_grad, parameter_grad, x.shape[0], *numbers)
     return _or_empty(x_grad, x), _or_empty(parameter_grad, x)
+
+
+def _on_tensor_cores(bf16: bool, *tensors: Tensor) -> bool:
+    # In full precision on CUDA the torch expressions run, on cuBLAS.
+    return bf16 and _cuda.usable(*tensors) and _cuda.architecture_of(tensors[0]) >= 80
+
+
+def _padded(count: int) -> int:
+    return (count + 15) // 16 * 16
+
+
+def _packed_on_cuda(parameters: Tensor, numbers: list[int]) -> Tensor:
+    """The weights in bfloat16 as the tensor cores read them, for both directions."""
+    count = sum(_padded(out) * _padded(size) for out, size in _spec_of(numbers).layer_shapes)
+    packed = parameters.new_empty(2 * count, dtype=torch.bfloat16)
+    _cuda.call("pf_mlp_pack_bf16", _cuda.one_thread_each(count // 2), parameters, packed, *numbers)
+    return packed
+
+
+def _backward_on_cuda(
+    x: Tensor,
+    parameters: Tensor,
+    grad: Tensor,
+    x_grad: Tensor | None,
+    parameter_grad: Tensor | None,
+    numbers: list[int],
+) -> None:
+    rows, spec = x.shape[0], _spec_of(numbers)
+    if rows == 0:
+        if parameter_grad is not None:
+            parameter_grad.zero_()
+        return
+    tiles, shapes = -(-rows // 16), spec.layer_shapes
+    columns = sum(_padded(out) + _padded(size) for out, size in shapes)  # deltas and what enters each layer
+    columns += spec.width * spec.hidden_layers * (spec.hidden_activation in ("softplus", "sine"))  # slopes
+    scratch = x.new_empty(16 * tiles * columns, dtype=torch.bfloat16)
+    given = (x, parameters, _packed_on_cuda(parameters, numbers), grad, x_grad, scratch, rows, *numbers)
+    _cuda.call(f"pf_mlp_backward_bf16_{spec.width}", _cuda.one_thread_each(32 * tiles), *given)
+    if parameter_grad is None:
+        return
+    slots = max(1, min(256, tiles // 16))
+    tasks = sum(_padded(out) // 16 * -(-size // 64) for out, size in shapes)
+    partials = x.new_empty(slots, sum(_padded(out) * (_padded(size) + spec.bias) for out, size in shapes))
+    grid = _cuda.one_thread_each(32 * slots * tasks)
+    _cuda.call("pf_mlp_weight_gradient_bf16", grid, scratch, partials, slots, tasks, rows, *numbers)
+    grid = _cuda.one_thread_each(parameters.numel())
+    _cuda.call("pf_mlp_reduce", grid, partials, slots, parameter_grad, *numbers)
 
 
 def _backward_fake(

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError, ShapeError
-from . import _cpu, _library
+from . import _cpu, _cuda, _library, _native
 
 PRIME_Y = 2654435761
 PRIME_Z = 805459861
@@ -111,8 +111,8 @@ class HashGridSpec:
 
 
 @functools.cache
-def _level_tensor(spec: HashGridSpec) -> Tensor:
-    return spec.level_tensor()
+def _level_tensor(spec: HashGridSpec, device: torch.device) -> Tensor:
+    return spec.level_tensor().to(device)
 
 
 def hash_encode(x: Tensor, table: Tensor, spec: HashGridSpec) -> Tensor:
@@ -257,13 +257,14 @@ _SPEC = "int levels, int base_resolution, int finest_resolution, int log2_table_
 
 def _encode(x: Tensor, table: Tensor, *numbers: int) -> Tensor:
     spec = _spec_of(table, numbers)  # type: ignore[arg-type]
-    if not _cpu.usable(x, table):
+    if not _native.usable(x, table):
         return hash_encode_reference(x, table, spec)
     x, table = x.contiguous(), table.contiguous()
     out = x.new_empty(x.shape[0], spec.features)
-    levels = _level_tensor(spec)
+    levels = _level_tensor(spec, x.device)
     name = f"pf_hash_encode_forward_{_cpu.suffix_of(table)}"
-    _cpu.call(name, x, x.shape[0], table, levels, spec.levels, spec.channels, out)
+    over = x.shape[0] * spec.levels
+    _native.call(name, x, x.shape[0], table, levels, spec.levels, spec.channels, out, over=over)
     return out
 
 
@@ -282,7 +283,7 @@ def _backward(
 ) -> tuple[Tensor, Tensor]:
     spec = _spec_of(table, numbers)  # type: ignore[arg-type]
     nothing = x.new_empty(0)
-    if not _cpu.usable(x, table, grad, jacobian_grad):
+    if not _native.usable(x, table, grad, jacobian_grad):
         x_grad, table_grad = _reference_backward(grad, jacobian_grad, x, table.to(x.dtype), spec)
         return x_grad if need_x else nothing, (table_grad if need_table else x.new_empty(0)).to(table.dtype)
     dtype, x, table, grads = table.dtype, x.contiguous(), table.to(x.dtype).contiguous(), [grad.contiguous()]
@@ -290,12 +291,35 @@ def _backward(
         grads.append(jacobian_grad.contiguous())
     x_grad = torch.empty_like(x) if need_x else None
     table_grad = torch.empty_like(table) if need_table else None
-    name = "pf_hash_encode_backward" if jacobian_grad is None else "pf_hash_jacobian_backward"
-    levels = _level_tensor(spec)
-    shape = (spec.levels, spec.channels)
-    _cpu.call(f"{name}_{_cpu.suffix_of(x)}", x, x.shape[0], table, levels, *shape, *grads, table_grad, x_grad)
+    levels, suffix = _level_tensor(spec, x.device), _cpu.suffix_of(x)
+    if _cuda.usable(x):
+        _backward_on_cuda(x, table, levels, spec, grads, table_grad, x_grad, suffix)
+    else:
+        name = "pf_hash_encode_backward" if jacobian_grad is None else "pf_hash_jacobian_backward"
+        shape = (spec.levels, spec.channels)
+        _cpu.call(f"{name}_{suffix}", x, x.shape[0], table, levels, *shape, *grads, table_grad, x_grad)
     nothing_of_table = table.new_empty(0, dtype=dtype)
     return nothing if x_grad is None else x_grad, nothing_of_table if table_grad is None else table_grad.to(dtype)
+
+
+def _backward_on_cuda(
+    x: Tensor,
+    table: Tensor,
+    levels: Tensor,
+    spec: HashGridSpec,
+    grads: list[Tensor],
+    table_grad: Tensor | None,
+    x_grad: Tensor | None,
+    suffix: str,
+) -> None:
+    n, shape = x.shape[0], (spec.levels, spec.channels)
+    features_grad, jacobian_grad = grads if len(grads) == 2 else (*grads, None)
+    if table_grad is not None:
+        name, grid = f"pf_hash_scatter_{suffix}", _cuda.one_thread_each(n * spec.levels)
+        _cuda.call(name, grid, x, n, levels, *shape, features_grad, jacobian_grad, table_grad.zero_())
+    if x_grad is not None:
+        name, grid = f"pf_hash_position_gradient_{suffix}", _cuda.one_thread_each(n)
+        _cuda.call(name, grid, x, n, table, levels, *shape, features_grad, jacobian_grad, x_grad)
 
 
 def _encode_backward(
@@ -312,13 +336,14 @@ def _encode_backward_fake(
 
 def _jacobian(x: Tensor, table: Tensor, *numbers: int) -> tuple[Tensor, Tensor]:
     spec = _spec_of(table, numbers)  # type: ignore[arg-type]
-    if not _cpu.usable(x, table):
+    if not _native.usable(x, table):
         return hash_value_and_jacobian_reference(x, table, spec)
     x, table = x.contiguous(), table.contiguous()
     features, jacobian = x.new_empty(x.shape[0], spec.features), x.new_empty(x.shape[0], 3, spec.features)
-    levels = _level_tensor(spec)
+    levels = _level_tensor(spec, x.device)
     name = f"pf_hash_jacobian_forward_{_cpu.suffix_of(x)}"
-    _cpu.call(name, x, x.shape[0], table, levels, spec.levels, spec.channels, features, jacobian)
+    over = x.shape[0] * spec.levels
+    _native.call(name, x, x.shape[0], table, levels, spec.levels, spec.channels, features, jacobian, over=over)
     return features, jacobian
 
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError, ShapeError
-from . import _cpu, _library
+from . import _cpu, _cuda, _library, _native
 from ._packed import bad_offsets, check_first, check_offsets, check_samples, padded, stopped
 from ._random import JITTER_STREAM, random_uniform
 from .activations import DENSITY_ACTIVATIONS, density_code, density_from_raw
@@ -89,14 +89,13 @@ def march_rays(
         seed, step, jitter: see the module.
 
     Returns:
-        See `MarchedSamples`. On the CPU N is exact; other devices may return N = capacity rows, of which offsets[-1]
-        are valid.
+        See `MarchedSamples`. On CUDA the host waits for N.
 
     No gradients: a position is differentiable as origin + t direction, which the caller may compute. Deterministic for
     any number of threads.
 
     Raises:
-        ShapeError: a shape or dtype is not as above, or a ray number is not in [0, R).
+        ShapeError: a shape or dtype is not as above, or a ray number is not in [0, R) (on CUDA it has no samples).
         ConfigError: a setting is not as above.
     """
     _check_march(origins, directions, near, far, cursor, rays)
@@ -171,7 +170,7 @@ def _march(
 ) -> tuple[Tensor, ...]:
     tensors = (origins, directions, near, far, cursor, rays, bits, coarse)
     settings = (cascades, resolution, step_size, cone_angle, samples_per_ray)
-    if not _cpu.usable(*tensors):
+    if not _native.usable(*tensors):
         marched = march_rays_reference(*tensors[:7], *settings, capacity=capacity, seed=seed, step=step, jitter=jitter)
         return tuple(marched)
     count = origins.shape[0]
@@ -182,11 +181,26 @@ def _march(
     ends, dropped = origins.new_empty(active), origins.new_empty((), dtype=torch.int64)
     outputs = (positions, distances, deltas, offsets, ends, dropped)
     inputs = [None if t is None else t.contiguous() for t in tensors]
-    draw = (room, seed, step, jitter)
-    total = _cpu.call("pf_march_rays_f32", *inputs, count, active, *settings, *draw, *outputs)
+    values = (*inputs, count, active, *settings, room, seed, step, jitter)
+    if _cuda.usable(origins):
+        return _march_on_cuda(values, active, outputs)
+    total = _cpu.call("pf_march_rays_f32", *values, *outputs)
     if total < 0:
         assert rays is not None
         raise _bad_rays(rays, count)
+    return positions[:total], distances[:total], deltas[:total], offsets, ends, dropped
+
+
+def _march_on_cuda(values: tuple[Any, ...], active: int, outputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    positions, distances, deltas, offsets, ends, dropped = outputs
+    if active == 0:
+        return positions, distances, deltas, offsets.zero_(), ends, dropped.zero_()
+    counts, grid = offsets.new_empty(active), _cuda.one_thread_each(active)
+    _cuda.call("pf_march_count_f32", grid, *values, counts, ends)
+    sums = counts.cumsum(0, dtype=torch.int32)
+    samples = (positions, distances, deltas)
+    _cuda.call("pf_march_write_f32", grid, *values, sums, *samples, offsets, ends, dropped.zero_())
+    total = int(offsets[-1])
     return positions[:total], distances[:total], deltas[:total], offsets, ends, dropped
 
 
@@ -384,14 +398,15 @@ def _trim_reference(
 def _trim(
     density_raw: Tensor, deltas: Tensor, offsets: Tensor, optical_depth: Tensor, activation: int, limit: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    if not _cpu.usable(density_raw, deltas, offsets, optical_depth):
+    if not _native.usable(density_raw, deltas, offsets, optical_depth):
         return _trim_reference(density_raw, deltas, offsets, optical_depth, activation, limit)
     rays, samples = offsets.shape[0] - 1, density_raw.shape[0]
     inputs = [t.contiguous() for t in (density_raw, deltas, offsets, optical_depth)]
     live, depth = offsets.new_empty(rays), density_raw.new_empty(rays)
     finished = offsets.new_empty(rays, dtype=torch.bool)
     name = f"pf_trim_samples_{_cpu.suffix_of(density_raw)}"
-    if _cpu.call(name, *inputs, rays, samples, activation, limit, live, depth, finished) != 0:
+    values = (*inputs, rays, samples, activation, limit, live, depth, finished)
+    if _native.call(name, *values, over=_cuda.warp_each(rays)) != 0:
         raise bad_offsets(offsets, samples)
     return live, depth, finished
 
@@ -446,15 +461,34 @@ def _bad_pieces(ray_ids: Tensor, counts: Tensor, rays: int) -> ShapeError:
 
 
 def _pack(ray_ids: Tensor, starts: Tensor, counts: Tensor, rays: int) -> tuple[Tensor, Tensor]:
-    if not _cpu.usable(ray_ids, starts, counts):
+    if not _native.usable(ray_ids, starts, counts):
         return pack_waves_reference(ray_ids, starts, counts, rays)
     ids, starts, counts = ray_ids.contiguous(), starts.contiguous(), counts.contiguous()
+    if _cuda.usable(ids):
+        return _pack_on_cuda(ids, starts, counts, rays)
     offsets = ids.new_empty(rays + 1)
     total = _cpu.call("pf_pack_waves_count", ids, counts, ids.shape[0], rays, offsets)
     if total < 0:
         raise _bad_pieces(ray_ids, counts, rays)
     index = ids.new_empty(total)
     _cpu.call("pf_pack_waves_index", ids, starts, counts, ids.shape[0], rays, offsets, index)
+    return index, offsets
+
+
+def _pack_on_cuda(ray_ids: Tensor, starts: Tensor, counts: Tensor, rays: int) -> tuple[Tensor, Tensor]:
+    sorted_ids, order = torch.sort(ray_ids, stable=True)
+    sizes = counts[order]
+    ends = sizes.cumsum(0, dtype=torch.int64)
+    total = 0
+    if ray_ids.numel():  # one wait for the device tells everything
+        total, first, last, least = torch.stack([ends[-1], sorted_ids[0], sorted_ids[-1], sizes.min()]).tolist()
+        if first < 0 or last >= rays or least < 0 or total >= 2**31:
+            raise _bad_pieces(ray_ids, counts, rays)
+    index = ray_ids.new_empty(total)
+    edges = torch.searchsorted(sorted_ids, torch.arange(rays + 1, dtype=torch.int32, device=ray_ids.device))
+    offsets = torch.cat([ends.new_zeros(1), ends])[edges].int()
+    grid = _cuda.one_thread_each(ray_ids.shape[0])
+    _cuda.call("pf_pack_waves_index", grid, order, starts, counts, ends, ray_ids.shape[0], index)
     return index, offsets
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError, ShapeError
-from . import _cpu, _library
+from . import _cpu, _cuda, _library, _native
 from ._random import CELL_STREAM, random_uniform
 from .march import check_grid
 
@@ -68,11 +68,28 @@ def pack_bitfield_reference(grid: Tensor, threshold: Tensor) -> tuple[Tensor, Te
 
 
 def _pack(grid: Tensor, threshold: Tensor) -> tuple[Tensor, Tensor]:
-    if not _cpu.usable(grid, threshold):
+    if not _native.usable(grid, threshold):
         return pack_bitfield_reference(grid, threshold)
     bits, coarse = _fake_pack(grid, threshold)
     sizes = (grid.shape[0], grid.shape[1])
+    if _cuda.usable(grid):
+        return _pack_on_cuda(grid.contiguous(), threshold, *sizes, bits, coarse)
     _cpu.call("pf_occupancy_pack_f32", grid.contiguous(), float(threshold), *sizes, bits, coarse)
+    return bits, coarse
+
+
+def _pack_on_cuda(
+    grid: Tensor, threshold: Tensor, cascades: int, resolution: int, bits: Tensor, coarse: Tensor
+) -> tuple[Tensor, Tensor]:
+    blocks = resolution // 8
+    for cascade in range(cascades):
+        over = _cuda.one_thread_each(resolution**3 // 8)
+        _cuda.call("pf_occupancy_bits_f32", over, grid, threshold, cascade, resolution, bits)
+    over = _cuda.one_thread_each(coarse.numel())
+    _cuda.call("pf_occupancy_blocks", over, bits, cascades, resolution, coarse)
+    for axis in range(3):
+        held, coarse = coarse, torch.empty_like(coarse)
+        _cuda.call("pf_occupancy_spread", over, held, cascades, blocks, blocks**axis, coarse)
     return bits, coarse
 
 
@@ -94,7 +111,8 @@ def decay_and_max_(grid: Tensor, cells: Tensor, values: Tensor, decay: float) ->
     No gradients. The result does not depend on the order of the cells.
 
     Raises:
-        ShapeError: a shape or dtype is not as above, `grid` is not contiguous, or a cell is past the grid.
+        ShapeError: a shape or dtype is not as above, `grid` is not contiguous, or a cell is past the grid (on CUDA it
+            is skipped).
         ConfigError: `decay` is not in [0, 1].
     """
     _check_values(grid)
@@ -126,10 +144,14 @@ def _bad_cells(cells: Tensor, grid: Tensor) -> ShapeError:
 
 
 def _decay(grid: Tensor, cells: Tensor, values: Tensor, decay: float) -> None:
-    if not _cpu.usable(grid, cells, values):
+    if not _native.usable(grid, cells, values):
         grid.copy_(decay_and_max_reference(grid, cells, values, decay))
         return
     size = (cells.contiguous(), values.contiguous(), cells.shape[0])
+    if _cuda.usable(grid):
+        _cuda.call("pf_occupancy_decay_f32", _cuda.one_thread_each(grid.numel()), grid, grid.numel(), float(decay))
+        _cuda.call("pf_occupancy_max_f32", _cuda.one_thread_each(cells.shape[0]), grid, grid.numel(), *size)
+        return
     if _cpu.call("pf_occupancy_decay_max_f32", grid, grid.numel(), *size, float(decay)) != 0:
         raise _bad_cells(cells, grid)
 
@@ -198,12 +220,25 @@ def _stratified(choices: Tensor, draws: Tensor, first: int, strata: int, seed: i
 
 
 def _sample(grid: Tensor, bits: Tensor, uniform: int, occupied: int, seed: int, step: int) -> tuple[Tensor, Tensor]:
-    if not _cpu.usable(grid, bits):
+    if not _native.usable(grid, bits):
         return sample_cells_reference(grid, bits, uniform, occupied, seed, step)
     cells, positions = _fake_sample(grid, bits, uniform, occupied, seed, step)
+    if _cuda.usable(grid):
+        return _sample_on_cuda(grid.contiguous(), bits.contiguous(), (uniform, occupied, seed, step), cells, positions)
     sizes = (grid.shape[0], grid.shape[1], uniform, occupied, seed, step)
     if _cpu.call("pf_occupancy_sample_f32", grid.contiguous(), bits.contiguous(), *sizes, cells, positions) != 0:
         raise MemoryError(f"no memory for the lists of {grid.numel()} occupancy cells")
+    return cells, positions
+
+
+def _sample_on_cuda(
+    grid: Tensor, bits: Tensor, draw: tuple[int, ...], cells: Tensor, positions: Tensor
+) -> tuple[Tensor, Tensor]:
+    count = grid.numel()
+    flags = grid.new_empty(2, count, dtype=torch.uint8)
+    _cuda.call("pf_occupancy_flags", _cuda.one_thread_each(count), grid, bits, count, flags)
+    ranks, over = flags.cumsum(1, dtype=torch.int32), _cuda.one_thread_each(cells.shape[0])
+    _cuda.call("pf_occupancy_sample_f32", over, ranks, count, grid.shape[1], *draw, cells, positions)
     return cells, positions
 
 

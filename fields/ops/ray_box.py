@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ShapeError
-from . import _cpu, _library
+from . import _cpu, _library, _native
 
 
 def intersect_box(origins: Tensor, directions: Tensor, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
@@ -54,12 +54,12 @@ def intersect_box_reference(origins: Tensor, directions: Tensor, lower: Tensor, 
 
 
 def _forward(origins: Tensor, directions: Tensor, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
-    if not _cpu.usable(origins, directions, lower, upper):
+    if not _native.usable(origins, directions, lower, upper):
         return intersect_box_reference(origins, directions, lower, upper)
     rays = origins.shape[0]
     near, far = origins.new_empty(rays), origins.new_empty(rays)
     inputs = [t.contiguous() for t in (origins, directions, lower, upper)]
-    _cpu.call(f"pf_intersect_box_{_cpu.suffix_of(origins)}", *inputs, rays, near, far)
+    _native.call(f"pf_intersect_box_{_cpu.suffix_of(origins)}", *inputs, rays, near, far, over=rays)
     return near, far
 
 

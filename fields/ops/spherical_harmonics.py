@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError, ShapeError
-from . import _cpu, _library
+from . import _cpu, _library, _native
 
 
 def spherical_harmonics(directions: Tensor, degree: int = 4) -> Tensor:
@@ -82,22 +82,22 @@ def _backward_reference(grad: Tensor, directions: Tensor, degree: int) -> Tensor
 
 
 def _forward(directions: Tensor, degree: int) -> Tensor:
-    if not _cpu.usable(directions):
+    if not _native.usable(directions):
         return spherical_harmonics_reference(directions, degree)
     directions = directions.contiguous()
     out = directions.new_empty(directions.shape[0], degree * degree)
     name = f"pf_spherical_harmonics_forward_{_cpu.suffix_of(directions)}"
-    _cpu.call(name, directions, directions.shape[0], degree, out)
+    _native.call(name, directions, directions.shape[0], degree, out, over=directions.shape[0])
     return out
 
 
 def _backward(grad: Tensor, directions: Tensor, degree: int) -> Tensor:
-    if not _cpu.usable(directions, grad):
+    if not _native.usable(directions, grad):
         return _backward_reference(grad, directions, degree)
     directions, grad = directions.contiguous(), grad.contiguous()
     out = torch.empty_like(directions)
     name = f"pf_spherical_harmonics_backward_{_cpu.suffix_of(directions)}"
-    _cpu.call(name, directions, directions.shape[0], degree, grad, out)
+    _native.call(name, directions, directions.shape[0], degree, grad, out, over=directions.shape[0])
     return out
 
 

@@ -110,8 +110,9 @@ class RadianceTask:
         self.seed = seed
         self.ray_count = config.first_rays
         self.extra = dict(extra or {})
+        device = next(iter(field.parameter_groups()))["params"][0].device
         if config.exposure:
-            self.extra["exposure"] = (nn.Parameter(torch.zeros(frames, 2, 3)), config.exposure_lr)
+            self.extra["exposure"] = (nn.Parameter(torch.zeros(frames, 2, 3, device=device)), config.exposure_lr)
         self.parameters = {
             f"{group['name']}.{k}" if len(group["params"]) > 1 else group["name"]: (p, float(group["lr"]))
             for group in field.parameter_groups()

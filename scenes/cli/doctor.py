@@ -51,10 +51,13 @@ class Doctor:
     Examples:
       polyfield doctor
       polyfield doctor --json
+      polyfield doctor --clear-cache
     """
 
     json: bool = False
     """Print one JSON object instead of a table."""
+    clear_cache: bool = False
+    """First delete the CUDA kernels compiled for this machine; they are compiled anew when they are needed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +80,10 @@ def run(arguments: Sequence[str]) -> int:
         command = Doctor(json="--json" in arguments)
     else:
         command = parse(Doctor, arguments, "polyfield doctor")
+    if command.clear_cache:
+        from ...fields.ops._nvrtc import clear_kept, cubin_folder
+
+        print(f"deleted {clear_kept()} files of {cubin_folder()}", file=sys.stderr)
     checks = examine()
     works = all(c.state != "broken" for c in checks)
     if command.json:
@@ -232,52 +239,27 @@ def self_check() -> str | None:
 def _cuda() -> list[Check]:
     try:
         import torch
+
+        from ..device import why_no_cuda
     except Exception:
         return [Check(name="CUDA", state="note", found="unknown without torch")]
-    if torch.cuda.is_available():
-        names = ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
-        return [Check(name="CUDA", state="ok", found=f"{names} (torch for CUDA {torch.version.cuda})")]
-    if torch.version.cuda is None:
-        why, remedy = (
-            "this torch is built without CUDA",
-            "only with an NVIDIA device: install a CUDA torch from pytorch.org",
-        )
-    elif not _has_driver():
-        why = f"torch is built for CUDA {torch.version.cuda}, but no NVIDIA driver is found"
-        remedy = "only with an NVIDIA device: install its driver"
-    else:
-        why = f"a driver is there, but torch (for CUDA {torch.version.cuda}) finds no device it can use"
-        remedy = (
-            "check that 'nvidia-smi' works, that CUDA_VISIBLE_DEVICES is unset, and that the driver is recent enough"
-        )
-    return [Check(name="CUDA", state="missing", found=f"{why}; training and rendering run on the CPU", remedy=remedy)]
-
-
-def _has_driver() -> bool:
-    import ctypes
-
-    try:
-        ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
-    except OSError:
-        return False
-    return True
+    missing = why_no_cuda()
+    if missing is not None:
+        found = f"{missing.why}; training and rendering run on the CPU"
+        return [Check(name="CUDA", state="missing", found=found, remedy=missing.remedy)]
+    names = ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
+    return [Check(name="CUDA", state="ok", found=f"{names} (torch for CUDA {torch.version.cuda})")]
 
 
 def _nvrtc() -> list[Check]:
     """Where the run-time compiler of CUDA kernels is; looked for, not loaded."""
-    patterns = (
-        "nvidia/cu*/lib/libnvrtc.so.*",
-        "nvidia/cuda_nvrtc/lib/libnvrtc.so.*",
-        "nvidia/cu*/bin/**/nvrtc64_*.dll",
-    )
-    for folder in map(Path, sys.path):
-        for pattern in patterns:
-            try:
-                found = sorted(p for p in folder.glob(pattern) if "builtins" not in p.name)
-            except OSError:
-                continue
-            if found:
-                return [Check(name="NVRTC", state="ok", found=str(found[0]))]
+    try:
+        from ...fields.ops._nvrtc import find_nvrtc
+    except ImportError as error:
+        return [Check(name="NVRTC", state="note", found=f"unknown: {one_line(str(error))[:200]}", remedy="see above")]
+    found = find_nvrtc()
+    if found:
+        return [Check(name="NVRTC", state="ok", found=str(found))]
     import ctypes.util
 
     bare = ctypes.util.find_library("nvrtc")
@@ -290,7 +272,7 @@ def _nvrtc() -> list[Check]:
 def _cache() -> list[Check]:
     """Where Polyfield keeps what it can make again."""
     try:
-        from ..cache import cache_folder
+        from ...fields.cache import cache_folder
     except ImportError as error:
         return [Check(name="cache", state="note", found=f"unknown: {one_line(str(error))[:200]}", remedy="see above")]
     folder = cache_folder()

@@ -39,13 +39,14 @@ class Eval:
     json: bool = False
     """Print one JSON object with the figures of every image instead of text."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to render."""
+    """Where to render; auto takes an NVIDIA GPU where it works."""
 
 
 def run(arguments: Sequence[str]) -> int:
     """The command."""
     command = parse(Eval, arguments, "polyfield eval")
     from ...fields.model import Model
+    from ..device import pick_device
     from ..evaluate import evaluate
     from ..scene import load_scene
     from . import run_folder
@@ -69,21 +70,6 @@ def run(arguments: Sequence[str]) -> int:
         f"background: {protocol['background']}"
     )
     return OK
-
-
-def pick_device(name: Literal["auto", "cpu", "cuda"]) -> str:
-    """'cpu' or 'cuda'; auto takes CUDA where torch can use it.
-
-    Raises:
-        ConfigError: cuda was asked for and is not there.
-    """
-    import torch
-
-    from ...fields.errors import ConfigError
-
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("--device cuda: torch finds no CUDA device; use --device cpu, and see 'polyfield doctor'")
-    return "cuda" if name == "cuda" or (name == "auto" and torch.cuda.is_available()) else "cpu"
 
 
 def _trained_downscale(model: Path) -> int:

@@ -15,7 +15,6 @@ from ...fields.errors import ConfigError
 from . import run_folder
 from .arguments import parse
 from .errors import OK
-from .eval import pick_device
 from .progress import show_count
 
 if TYPE_CHECKING:
@@ -125,6 +124,7 @@ def run(arguments: Sequence[str]) -> int:
     command = parse(Render, arguments, "polyfield render")
     from ...fields.model import Model
     from ...fields.render.frame import render
+    from ..device import pick_device
     from ..pictures import FilmWriter, StillWriter
 
     model = Model.load(run_folder.model_file(command.model), device=pick_device(command.device))

@@ -150,8 +150,10 @@ def _write_cameras(out: Path, scene: Scene) -> None:
 
 
 def _train(command: Train, scene: Scene, out: Path) -> TrainResult:
+    from ..device import describe
     from ..train import train_scene
 
+    print(f"training {describe(command.training.device)}", file=sys.stderr)
     again = command.resume and (out / run_folder.CHECKPOINT).exists()
     if not again:  # killed before the first checkpoint: the run starts anew, and so does its log
         (out / "metrics.jsonl").unlink(missing_ok=True)

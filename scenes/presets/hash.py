@@ -29,6 +29,11 @@ class Preset:
         task = replace(self.task, samples=1 << 14, first_rays=512, max_rays=1 << 13)
         return replace(self, task=task, resolution=64)
 
+    def for_cuda(self) -> Preset:
+        """Larger and fewer steps, with the settings of instant-ngp: a GPU is filled by 2^18 samples, not by 2^16."""
+        task = replace(self.task, samples=1 << 18, max_rays=1 << 18)
+        return replace(self, task=task, field=replace(self.field, lr=1e-2))
+
 
 def hash_preset(scene: Scene) -> Preset:
     """Object captures fill the unit box; forward-facing and 360-degree captures get cascades around it, out to 8 times

@@ -12,6 +12,7 @@ from pathlib import Path
 FLOORS = (
     {""},
     {"fields.errors"},
+    {"fields.cache"},
     {"fields.ops"},
     {"fields.base", "fields.geometry", "fields.formats", "fields.spectrum"},
     {"fields.encodings", "fields.networks"},
@@ -193,7 +194,7 @@ def hidden_packages(root: Path) -> list[str]:
 def broken_links(root: Path) -> list[str]:
     """src/polyfield/<name> are relative links to <name>: what makes one tree work installed, editable and checked."""
     found = []
-    for name in PACKAGE_FOLDERS:
+    for name in (*PACKAGE_FOLDERS, "cuda"):
         link = root / "src/polyfield" / name
         if (root / name).is_dir() and not (link.is_symlink() and str(link.readlink()) == f"../../{name}"):
             found.append(f"src/polyfield/{name}: must be a link to ../../{name}")

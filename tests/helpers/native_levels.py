@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from polyfield.fields.ops import _cpu
+from polyfield.fields.ops import _cpu, _cuda
 
 SIZES = (0, 1, 31, 32, 33, 1000)
 TOLERANCE: dict[torch.dtype, dict[str, Any]] = {
@@ -21,13 +21,14 @@ TOLERANCE: dict[torch.dtype, dict[str, Any]] = {
 
 @contextlib.contextmanager
 def _library_is(loaded: tuple[str, ctypes.CDLL] | None) -> Iterator[None]:
-    kept = _cpu.library
+    kept = _cpu.library, _cuda._served
     _cpu.library = lambda: loaded  # type: ignore[assignment]
+    _cuda._served = lambda: None  # type: ignore[assignment]
     _cpu._function.cache_clear()
     try:
         yield
     finally:
-        _cpu.library = kept
+        _cpu.library, _cuda._served = kept  # type: ignore[assignment]
         _cpu._function.cache_clear()
 
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 from helpers.demo_baselines import VoxelGrid, nearest_view_psnr
 
+from polyfield.fields.cache import cache_folder
 from polyfield.fields.errors import ConfigError
 from polyfield.fields.geometry import Cameras, look_at
 from polyfield.scenes import demo, demo_render, demo_shapes, demo_world
-from polyfield.scenes.cache import cache_folder
 
 UP = torch.tensor([0.0, 0.0, 1.0])
 

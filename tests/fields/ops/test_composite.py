@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.devices import reports_values
 from helpers.packed_rays import SIZES, packed_samples, relative_error
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -247,5 +248,10 @@ def test_errors_name_what_is_wrong():
         composite(**changed(samples, background=samples["background"][:2]))
     with pytest.raises(ShapeError, match=r"density_raw must be \(N,\) float32 or float64; got .* torch.float16"):
         composite(**changed(samples, density_raw=samples["density_raw"].half()))
+
+
+@reports_values
+def test_errors_name_which_offsets_are_wrong():
+    samples = packed_samples(4)
     with pytest.raises(ShapeError, match="offsets must ascend"):
         composite(**changed(samples, offsets=samples["offsets"].flip(0)))

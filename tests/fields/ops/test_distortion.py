@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from helpers.devices import reports_values
 from helpers.packed_rays import SIZES, packed_samples, relative_error
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -92,6 +93,11 @@ def test_errors_name_shapes_and_offsets():
         distortion_loss(w, t[:-1], delta, offsets)
     with pytest.raises(ShapeError, match=r"offsets must be \(R \+ 1,\) int32; got"):
         distortion_loss(w, t, delta, offsets.long())
+
+
+@reports_values
+def test_errors_name_which_offsets_are_wrong():
+    w, t, delta, _ = samples(5)
     for bad in ([0, 5, 3, 9], [-1, 2], [0, len(w) + 1]):
         with pytest.raises(ShapeError, match="offsets must ascend from at least 0 to at most the number of samples"):
             distortion_loss(w, t, delta, torch.tensor(bad).int())

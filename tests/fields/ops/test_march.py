@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.devices import reports_values
 from helpers.packed_rays import SIZES, STEP, packed_samples, random_grid, random_rays
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -357,9 +358,6 @@ def test_errors_name_what_is_wrong():
         march_rays(*arguments, **{**options, "cascades": 2})
     with pytest.raises(ShapeError, match=r"near must be \(5,\) float32; got \(4,\)"):
         march_rays(*[*arguments[:2], arguments[2][:4], *arguments[3:]], **options)
-    for run in (march_rays, lambda *a, **o: reference(a, **o)):
-        with pytest.raises(ShapeError, match=r"rays must be in \[0, 5\); got 1 ... 5"):
-            run(*[*arguments[:5], torch.tensor([1, 5]).int(), *arguments[6:]], **options)
     one, two = torch.tensor([2]).int(), torch.tensor([-1]).int()
     for run in (pack_waves, pack_waves_reference):
         with pytest.raises(ShapeError, match=r"ray_ids must be in \[0, 2\)"):
@@ -371,6 +369,15 @@ def test_errors_name_what_is_wrong():
     s = packed_samples(4)
     with pytest.raises(ShapeError, match=r"optical_depth must be \(4,\) torch.float32, one value a ray"):
         trim_samples(s["density_raw"], s["deltas"], s["offsets"], torch.zeros(3), activation="exp")
+
+
+@reports_values
+def test_errors_name_which_values_are_wrong():
+    arguments, options = scene(5, 1), settings_of(1)
+    for run in (march_rays, lambda *a, **o: reference(a, **o)):
+        with pytest.raises(ShapeError, match=r"rays must be in \[0, 5\); got 1 ... 5"):
+            run(*[*arguments[:5], torch.tensor([1, 5]).int(), *arguments[6:]], **options)
+    s = packed_samples(4)
     with pytest.raises(ShapeError, match="offsets must ascend"):
         trim_samples(s["density_raw"], s["deltas"], s["offsets"].flip(0), torch.zeros(4), activation="exp")
 

@@ -1,0 +1,144 @@
+// The hash grid encoding. Reading: one thread a (level, sample), samples of one level side by side, so that a warp
+// reads one level's entries. Adding to the table: the same, by atomic sums. Gradients of positions: one thread a
+// sample, levels in order, so that they do not depend on the launch.
+#include "polyfield/hash_grid.h"
+#include "prelude.h"
+
+namespace polyfield {
+
+// Level `number` of the rows that the CPU library is given too.
+__device__ inline HashLevel hash_level(const double* level_table, i64 number) {
+  HashLevel level;
+  hash_levels(1, level_table + 5 * number, &level);
+  return level;
+}
+
+__device__ inline float read_entry(float value) { return value; }
+__device__ inline double read_entry(double value) { return value; }
+__device__ inline float read_entry(Half value) { return half_to_float(value); }
+
+// One sample at one level: its cell, and the channels of its corners.
+template <class T, class E> struct Corners {
+  HashCell<T> cell;
+  const E* entries;
+  i64 channels;
+  __device__ Corners(const T* positions, i64 sample, const E* table, const HashLevel& level, i64 channel_count)
+      : entries(table + channel_count * i64(level.offset)), channels(channel_count) {
+    const T* p = positions + 3 * sample;
+    hash_cell(level, p[0], p[1], p[2], cell);
+  }
+  // The blend of one channel and its derivatives with respect to the fractions.
+  __device__ Trilinear<T> blend(i64 channel) const {
+    T corner[8];
+    for (int c = 0; c < 8; ++c) corner[c] = read_entry(entries[channels * i64(cell.index[c]) + channel]);
+    Trilinear<T> out;
+    trilinear(corner, cell.fraction[0], cell.fraction[1], cell.fraction[2], out);
+    return out;
+  }
+};
+
+struct HashBatch {
+  const double* level_table;
+  i64 samples, levels, channels;
+  __device__ i64 width() const { return levels * channels; }
+};
+
+template <class T, class E>
+__device__ void hash_forward(const HashBatch& batch, const T* positions, const E* table, T* features, T* derivatives) {
+  const i64 task = thread_number();
+  if (task >= batch.levels * batch.samples) return;
+  const i64 number = task / batch.samples, sample = task % batch.samples, width = batch.width();
+  const Corners<T, E> corners(positions, sample, table, hash_level(batch.level_table, number), batch.channels);
+  for (i64 c = 0; c < batch.channels; ++c) {
+    const Trilinear<T> blend = corners.blend(c);
+    const i64 column = number * batch.channels + c;
+    features[sample * width + column] = blend.value;
+    if (!derivatives) continue;
+    T* rows = derivatives + 3 * sample * width + column;
+    rows[0] = blend.x * corners.cell.slope[0];
+    rows[width] = blend.y * corners.cell.slope[1];
+    rows[2 * width] = blend.z * corners.cell.slope[2];
+  }
+}
+
+// table_gradient += ; `derivatives_grad` may be null.
+template <class T>
+__device__ void hash_scatter(const HashBatch& batch, const T* positions, const T* features_grad,
+                             const T* derivatives_grad, T* table_gradient) {
+  const i64 task = thread_number();
+  if (task >= batch.levels * batch.samples) return;
+  const i64 number = task / batch.samples, sample = task % batch.samples, width = batch.width();
+  const HashLevel level = hash_level(batch.level_table, number);
+  const T* p = positions + 3 * sample;
+  HashCell<T> cell;
+  hash_cell(level, p[0], p[1], p[2], cell);
+  T* entries = table_gradient + batch.channels * i64(level.offset);
+  for (i64 c = 0; c < batch.channels; ++c) {
+    const i64 column = number * batch.channels + c;
+    T along[3] = {T(0), T(0), T(0)};
+    for (int a = 0; derivatives_grad && a < 3; ++a)
+      along[a] = derivatives_grad[(3 * sample + a) * width + column] * cell.slope[a];
+    T corner[8];
+    trilinear_adjoint<T, T>(features_grad[sample * width + column], along[0], along[1], along[2], cell.fraction[0],
+                            cell.fraction[1], cell.fraction[2], corner);
+    for (int k = 0; k < 8; ++k) atomicAdd(entries + batch.channels * i64(cell.index[k]) + c, corner[k]);
+  }
+}
+
+template <class T>
+__device__ void hash_position_gradient(const HashBatch& batch, const T* positions, const T* table,
+                                       const T* features_grad, const T* derivatives_grad, T* position_gradient) {
+  const i64 sample = thread_number(), width = batch.width();
+  if (sample >= batch.samples) return;
+  T total[3] = {T(0), T(0), T(0)};
+  for (i64 number = 0; number < batch.levels; ++number) {
+    const Corners<T, T> corners(positions, sample, table, hash_level(batch.level_table, number), batch.channels);
+    const T* slope = corners.cell.slope;
+    for (i64 c = 0; c < batch.channels; ++c) {
+      const Trilinear<T> blend = corners.blend(c);
+      const i64 column = number * batch.channels + c;
+      const T g = features_grad[sample * width + column];
+      T along[3] = {g * blend.x, g * blend.y, g * blend.z};
+      if (derivatives_grad) {
+        const T* h = derivatives_grad + 3 * sample * width + column;
+        const T hx = h[0] * slope[0], hy = h[width] * slope[1], hz = h[2 * width] * slope[2];
+        along[0] += hy * blend.xy + hz * blend.xz;
+        along[1] += hx * blend.xy + hz * blend.yz;
+        along[2] += hx * blend.xz + hy * blend.yz;
+      }
+      for (int a = 0; a < 3; ++a) total[a] += along[a] * slope[a];
+    }
+  }
+  for (int a = 0; a < 3; ++a) position_gradient[3 * sample + a] = total[a];
+}
+
+}  // namespace polyfield
+
+using namespace polyfield;
+
+#define PF_HASH_FORWARD(T, E, SUFFIX)                                                                               \
+  PF_KERNEL(pf_hash_encode_forward_##SUFFIX, (const T* positions, i64 n, const E* table, const double* level_table, \
+                                              i64 levels, i64 channels, T* out)) {                                  \
+    hash_forward<T, E>({level_table, n, levels, channels}, positions, table, out, nullptr);                         \
+  }
+
+#define PF_HASH_GRID(T, SUFFIX)                                                                                        \
+  PF_HASH_FORWARD(T, T, SUFFIX)                                                                                        \
+  PF_KERNEL(pf_hash_jacobian_forward_##SUFFIX, (const T* positions, i64 n, const T* table, const double* level_table,  \
+                                                i64 levels, i64 channels, T* features, T* derivatives)) {              \
+    hash_forward<T, T>({level_table, n, levels, channels}, positions, table, features, derivatives);                   \
+  }                                                                                                                    \
+  PF_KERNEL(pf_hash_scatter_##SUFFIX, (const T* positions, i64 n, const double* level_table, i64 levels, i64 channels, \
+                                       const T* features_grad, const T* derivatives_grad, T* table_gradient)) {        \
+    hash_scatter<T>({level_table, n, levels, channels}, positions, features_grad, derivatives_grad, table_gradient);   \
+  }                                                                                                                    \
+  PF_KERNEL(pf_hash_position_gradient_##SUFFIX,                                                                        \
+            (const T* positions, i64 n, const T* table, const double* level_table, i64 levels, i64 channels,           \
+             const T* features_grad, const T* derivatives_grad, T* position_gradient)) {                               \
+    hash_position_gradient<T>({level_table, n, levels, channels}, positions, table, features_grad, derivatives_grad,   \
+                              position_gradient);                                                                      \
+  }
+
+PF_HASH_GRID(float, f32)
+PF_HASH_GRID(double, f64)
+PF_HASH_FORWARD(float, Half, f16)

@@ -1,0 +1,337 @@
+"""Do the CUDA kernels compile for every card, do they compute what the references do, and does the launcher hold?
+
+Without a GPU: NVRTC compiles every kernel and reports what it uses; the emulator runs the kernels' own tests on the
+CPU, through the real launcher, also under AddressSanitizer and ThreadSanitizer, which are shown to find planted faults.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+from helpers import cuda_budgets
+from helpers import cuda_emulator as emulator
+
+from polyfield.fields.errors import NativeError
+from polyfield.fields.ops import _cuda, _nvrtc
+
+BUDGETS = json.loads(cuda_budgets.BUDGETS.read_text())
+TESTED = (
+    "ray_box",
+    "frequency_encode",
+    "spherical_harmonics",
+    "adam",
+    "hash_encode",
+    "composite",
+    "distortion",
+    "occupancy",
+    "march",
+    "fused_mlp",
+)
+PLANTED = Path(emulator.__file__).with_name("planted_faults.cu")
+
+
+def _no_nvrtc() -> str | None:
+    try:
+        _nvrtc.nvrtc()
+    except NativeError as error:
+        return str(error)
+    return None
+
+
+needs_nvrtc = pytest.mark.skipif(_no_nvrtc() is not None, reason=str(_no_nvrtc()))
+needs_emulator = pytest.mark.skipif(emulator.why_not() is not None, reason=str(emulator.why_not()))
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return emulator.build("plain", tmp_path_factory.mktemp("emulator"))
+
+
+def run_python(code: str, environment: dict[str, str], timeout: float = 300) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout, check=False)
+
+
+# --- compiling
+
+
+@pytest.mark.slow
+@needs_nvrtc
+@pytest.mark.parametrize("architecture", cuda_budgets.ARCHITECTURES)
+def test_every_kernel_compiles_within_its_budget(architecture):
+    if architecture not in _nvrtc.nvrtc().architectures():
+        pytest.skip(f"NVRTC {_nvrtc.nvrtc().version} does not know sm_{architecture}")
+    found = {k: v for file in cuda_budgets.FILES for k, v in cuda_budgets.measure(file, architecture).items()}
+    assert set(found) == set(BUDGETS), "run tests/helpers/cuda_budgets.py"
+    over = {
+        f"{name}: {what} {value} > {BUDGETS[name][what]}"
+        for name, kernel in found.items()
+        for what, value in kernel.items()
+        if value > BUDGETS[name][what]
+    }
+    assert not over
+
+
+def test_every_kernel_file_is_known_to_the_launcher():
+    assert sorted(path.stem for path in (emulator.CUDA / "gpu").glob("*.cu")) == cuda_budgets.FILES
+    for name in BUDGETS:
+        prefixes = [prefix for prefix in _cuda.FILES if name.startswith(prefix)]
+        assert len(prefixes) == 1, name
+
+
+@needs_nvrtc
+def test_a_compile_error_is_one_line_and_its_log_a_file(tmp_path, monkeypatch):
+    monkeypatch.setenv("POLYFIELD_CACHE", str(tmp_path))
+    with pytest.raises(NativeError, match=r"bad\.cu does not compile for sm_90: .*not_declared.*whole log:") as caught:
+        _nvrtc.compile_kept("bad.cu", 'extern "C" __global__ void k() { not_declared(); }', {}, 90)
+    assert "\n" not in str(caught.value)
+    assert len(list((tmp_path / "cubin").glob("*.log"))) == 1
+
+
+@needs_nvrtc
+def test_a_cubin_is_compiled_once_and_again_where_it_was_damaged(tmp_path, monkeypatch):
+    monkeypatch.setenv("POLYFIELD_CACHE", str(tmp_path))
+    calls = []
+    compile_one = _nvrtc.Nvrtc.compile
+    monkeypatch.setattr(_nvrtc.Nvrtc, "compile", lambda *a, **k: calls.append(a) or compile_one(*a, **k))
+    text = 'extern "C" __global__ void k(int* x) { *x = 1; }'
+    first = _nvrtc.compile_kept("k.cu", text, {}, 90)
+    assert _nvrtc.compile_kept("k.cu", text, {}, 90) == first
+    assert len(calls) == 1
+    (kept,) = (tmp_path / "cubin").iterdir()
+    kept.write_bytes(b"cut short")
+    assert _nvrtc.compile_kept("k.cu", text, {}, 90)[:4] == b"\x7fELF"
+    _nvrtc.compile_kept("k.cu", text + " ", {}, 90)
+    _nvrtc.compile_kept("k.cu", text, {}, 80)
+    assert len(calls) == 4
+    assert _nvrtc.clear_kept() == 3
+    assert not list((tmp_path / "cubin").iterdir())
+
+
+def test_the_oldest_cubins_go_first(tmp_path, monkeypatch):
+    import os
+
+    monkeypatch.setattr(_nvrtc, "KEPT_BYTES", 25)
+    for age in range(5):
+        path = tmp_path / f"{age}.cubin"
+        path.write_bytes(b"0123456789")
+        os.utime(path, (1000 - age, 1000 - age))
+    _nvrtc._forget_oldest(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["0.cubin", "1.cubin"]
+
+
+# --- the launcher
+
+FREQUENCY = """
+    import warnings
+    warnings.simplefilter("error" if {strict} else "always")
+    import torch
+    from polyfield.fields.ops import _cuda, _native
+    from polyfield.fields.ops.frequency_encode import frequency_encode, frequency_encode_reference
+    x = torch.rand(70, 3)
+    torch.testing.assert_close(frequency_encode(x, 4), frequency_encode_reference(x, 4))
+    print("usable", _cuda.usable(x), "why", _cuda.unusable(0))
+"""
+
+
+def test_a_missing_driver_is_said_once_and_the_program_goes_on(tmp_path):
+    environment = emulator.environment(tmp_path / "none.so", tmp_path) | {"POLYFIELD_BACKEND": ""}
+    done = run_python(FREQUENCY.format(strict=False), environment)
+    assert done.returncode == 0, done.stderr
+    assert "usable False why no NVIDIA driver: " in done.stdout
+    assert done.stderr.count("cannot run the CUDA kernels: no NVIDIA driver") == 1
+
+
+@needs_emulator
+def test_an_old_driver_is_refused_with_its_version(tmp_path):
+    source = tmp_path / "old.c"
+    source.write_text(
+        "int cuInit(unsigned f) { return f; }\nint cuDriverGetVersion(int* v) { *v = 11080; return 0; }\n"
+        'int cuGetErrorString(int e, const char** s) { *s = "x"; return e; }\n'
+    )
+    subprocess.run(["gcc", "-shared", "-fPIC", str(source), "-o", str(tmp_path / "old.so")], check=True)
+    done = run_python(FREQUENCY.format(strict=False), emulator.environment(tmp_path / "old.so", tmp_path))
+    assert "the NVIDIA driver knows CUDA 11.8; at least 12.0 is needed" in done.stdout, done.stderr
+
+
+@needs_nvrtc
+@needs_emulator
+def test_backends_cpu_and_reference_leave_cuda_alone(plain, tmp_path):
+    for backend, expected in (("", True), ("cpu", False), ("reference", False)):
+        environment = emulator.environment(plain, tmp_path) | {"POLYFIELD_BACKEND": backend}
+        done = run_python(FREQUENCY.format(strict=backend == ""), environment)
+        if backend == "cpu" and "no native CPU library" in done.stderr:
+            continue
+        assert f"usable {expected}" in done.stdout, done.stderr
+
+
+@needs_nvrtc
+@needs_emulator
+def test_kernels_are_launched_from_several_threads_at_once(plain, tmp_path):
+    code = """
+        import threading, torch
+        from polyfield.fields.ops.frequency_encode import frequency_encode, frequency_encode_reference
+        wrong = []
+        def work(seed):
+            x = torch.rand(300, 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).requires_grad_()
+            for _ in range(5):
+                y = frequency_encode(x, 4)
+                (g,) = torch.autograd.grad(y.square().sum(), x)
+                (h,) = torch.autograd.grad(frequency_encode_reference(x, 4).square().sum(), x)
+                if not torch.allclose(g, h): wrong.append(seed)
+        threads = [threading.Thread(target=work, args=(k,)) for k in range(6)]
+        for t in threads: t.start()
+        for t in threads: t.join()
+        print("wrong", wrong)
+    """
+    done = run_python(code, emulator.environment(plain, tmp_path))
+    assert "wrong []" in done.stdout, done.stderr
+
+
+# --- the kernels
+
+
+@pytest.mark.slow
+@needs_nvrtc
+@needs_emulator
+@pytest.mark.parametrize("operator", TESTED)
+def test_kernels_pass_their_operators_tests_in_the_emulator(operator, plain, tmp_path):
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"tests/fields/ops/test_{operator}.py"]
+    environment = emulator.environment(plain, tmp_path)
+    done = subprocess.run(
+        command, env=environment, cwd=emulator.ROOT, capture_output=True, text=True, timeout=500, check=False
+    )
+    assert done.returncode == 0, done.stdout[-3000:]
+
+
+EVERY_KERNEL = """
+    import torch
+    from polyfield.fields.ops import _cuda
+    from polyfield.fields.ops.adam import lazy_adam_
+    from polyfield.fields.ops.composite import composite
+    from polyfield.fields.ops.distortion import distortion_loss
+    from polyfield.fields.ops.frequency_encode import frequency_encode, frequency_value_and_jacobian
+    from polyfield.fields.ops.fused_mlp import MlpSpec, fused_mlp, initial_parameters
+    from polyfield.fields.ops.hash_encode import HashGridSpec, hash_encode, hash_value_and_jacobian
+    from polyfield.fields.ops.march import march_rays, pack_waves, trim_samples
+    from polyfield.fields.ops.occupancy import decay_and_max_, pack_bitfield, sample_cells
+    from polyfield.fields.ops.ray_box import intersect_box
+    from polyfield.fields.ops.spherical_harmonics import spherical_harmonics
+
+    launch, launched = _cuda.call, set()
+    _cuda.call = lambda name, *rest: (launched.add(name), launch(name, *rest))
+    spec = HashGridSpec(levels=3, channels=2, base_resolution=4, finest_resolution=16, log2_table_size=8)
+
+    def encodings(x, table):
+        for y in (spherical_harmonics(x), frequency_encode(x, 3), hash_encode(x, table, spec)):
+            y.sum().backward()
+        for a, b in (hash_value_and_jacobian(x, table, spec), frequency_value_and_jacobian(x, 3)):
+            (a.sum() + b.sum()).backward()
+        lazy_adam_(x.detach(), x.grad, torch.zeros_like(x), torch.zeros_like(x), step=1, lr=0.1)
+        box = torch.ones(3, dtype=x.dtype)
+        intersect_box(x.detach(), x.detach(), -box, box)
+
+    def networks(x):
+        for width in (16, 32, 64, 128):
+            net = MlpSpec(inputs=3, outputs=5, width=width, hidden_layers=2, hidden_activation="softplus", bias=True)
+            weights = initial_parameters(net).requires_grad_()
+            fused_mlp(x, weights, net, precision="bf16").sum().backward()
+
+    def rays(x):
+        n = x.shape[0]
+        grid = torch.rand(2, 16, 16, 16)
+        bits, coarse = pack_bitfield(grid, torch.tensor(0.5))
+        sample_cells(grid, bits, uniform=n, occupied=n, seed=0, step=0)
+        decay_and_max_(grid, torch.arange(n), torch.rand(n), 0.9)
+        directions = torch.nn.functional.normalize(torch.randn(n, 3), dim=1)
+        for cone in (0.0, 0.01):
+            out = march_rays(
+                x, directions, torch.zeros(n), torch.full((n,), 3.0), None, None, bits, coarse, cascades=2,
+                resolution=16, step_size=0.02, cone_angle=cone, samples_per_ray=40, capacity=20 * n + 20,
+            )
+            for dtype in (torch.float32, torch.float64):
+                samples(out.distances.to(dtype), out.deltas.to(dtype), out.offsets)
+
+    def samples(distances, deltas, offsets):
+        count, n = distances.shape[0], offsets.shape[0] - 1
+        raw, rgb = torch.randn_like(distances).requires_grad_(), deltas.new_ones(count, 3).requires_grad_()
+        live, _, _ = trim_samples(raw.detach(), deltas, offsets, deltas.new_zeros(n), activation="exp")
+        pack_waves(torch.arange(n).int(), offsets[:-1], live, n)
+        seen = composite(raw, rgb, distances, deltas, offsets, deltas.new_ones(n, 3))
+        distortion_loss(seen.weights, distances, deltas, offsets).sum().backward()
+
+    for n in (1, 33, 300):
+        x = torch.rand(n, 3)
+        assert _cuda.usable(x), _cuda.unusable(0)
+        table = torch.rand(spec.entries, 2)
+        hash_encode(x, table.half(), spec)
+        for dtype in (torch.float32, torch.float64):
+            encodings(x.to(dtype, copy=True).requires_grad_(), table.to(dtype, copy=True).requires_grad_())
+        networks(x.requires_grad_())
+        rays(x.detach())
+    print("launched", *sorted(launched))
+"""
+
+
+@pytest.mark.slow
+@needs_nvrtc
+@needs_emulator
+@pytest.mark.parametrize("kind", ["asan", "tsan"])
+def test_sanitizers_find_nothing_in_the_kernels(kind, tmp_path):
+    library = emulator.build(kind, tmp_path / kind)
+    done = run_python(EVERY_KERNEL, emulator.environment(library, tmp_path, kind))
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.split() == ["launched", *sorted(BUDGETS)]
+
+
+@pytest.mark.slow
+@needs_emulator
+@pytest.mark.parametrize(
+    ("kind", "kernel", "finding"),
+    [
+        (
+            "plain",
+            "divergent_barrier",
+            r"deadlock: block \(0, 0, 0\) thread \(0, 0, 0\) waits at the barrier .*\.cu:\d+",
+        ),
+        (
+            "plain",
+            "divergent_shuffle",
+            r"deadlock: block \(0, 0, 0\) thread \(96, 0, 0\) waits at the warp collective .*\.cu:\d+",
+        ),
+        ("plain", "absent_lane", r"reads lane 20, which takes no part in the collective .*\.cu:\d+"),
+        ("plain", "nothing", None),
+        ("asan", "out_of_bounds", r"heap-buffer-overflow(.|\n)*planted_faults\.cu"),
+        ("asan", "nothing", None),
+        ("tsan", "missing_barrier", r"data race(.|\n)*planted_faults\.cu"),
+        ("tsan", "nothing", None),
+    ],
+)
+def test_planted_faults_are_found(kind, kernel, finding, tmp_path):
+    library = emulator.build(kind, tmp_path / kind, [PLANTED])
+    code = f"""
+        import ctypes
+        driver = ctypes.CDLL({str(library)!r})
+        kernel, text = ctypes.c_void_p(), ctypes.c_char_p()
+        assert driver.cuLibraryGetKernel(ctypes.byref(kernel), None, b"pf_planted_{kernel}") == 0
+        libc = ctypes.CDLL(None)
+        libc.malloc.restype = ctypes.c_void_p
+        values, count = ctypes.c_void_p(libc.malloc(400)), ctypes.c_longlong(100)
+        places = (ctypes.c_void_p * 2)(ctypes.addressof(values), ctypes.addressof(count))
+        failed = driver.cuLaunchKernel(kernel, 1, 1, 1, 256, 1, 1, 0, None, places, None)
+        driver.cuGetErrorString(failed, ctypes.byref(text))
+        print(text.value.decode() if failed else "launched")
+    """
+    done = run_python(code, emulator.environment(library, tmp_path, kind))
+    output = done.stdout + done.stderr
+    if finding:
+        assert re.search(finding, output), output[-3000:]
+    else:
+        assert done.returncode == 0, output[-3000:]
+        assert "launched" in output
