@@ -6,12 +6,13 @@ hooks that report, evaluate, draw previews and save.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import dataclasses
 import json
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -55,6 +56,8 @@ class TrainOptions:
     """Where to train; auto takes an NVIDIA GPU where it works."""
     seed: int = 0
     """Of initialisation, rays and jitter; one seed, one result on a CPU."""
+    deterministic: bool = False
+    """One seed, one result on a GPU too; the table's gradient is then summed as integers, which takes longer."""
     refine_poses: bool = False
     """Also optimise the camera poses."""
     exposure: bool = False
@@ -141,7 +144,8 @@ def train_scene(
         hooks.append(lambda state, clock: session.report(state, report))
     loop = options.loop(scene.name)
     try:
-        state = optimise(session.task, loop, hooks, state or session.state)
+        with _deterministic(options.deterministic):
+            state = optimise(session.task, loop, hooks, state or session.state)
     except KeyboardInterrupt:
         session.save_checkpoint()
         session.model().save(run / "model.safetensors")
@@ -364,6 +368,19 @@ def has_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
     return _cpu.level() == "v4bf16"
+
+
+@contextlib.contextmanager
+def _deterministic(wanted: bool) -> Iterator[None]:
+    before = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory
+    if wanted:
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # kernels write all that they return
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0])
+        torch.utils.deterministic.fill_uninitialized_memory = before[1]
 
 
 def _keep_freed_memory() -> None:

@@ -194,6 +194,38 @@ def test_kernels_are_launched_from_several_threads_at_once(plain, tmp_path):
     assert "wrong []" in done.stdout, done.stderr
 
 
+# --- determinism
+
+
+@needs_nvrtc
+@needs_emulator
+def test_deterministic_gradients_of_the_table_do_not_depend_on_the_order_of_sums(plain, tmp_path):
+    code = """
+        import torch
+        from polyfield.fields.ops.hash_encode import HashGridSpec, hash_encode, hash_value_and_jacobian
+        spec = HashGridSpec(levels=3, channels=2, base_resolution=2, finest_resolution=8, log2_table_size=6)
+        table = torch.rand(spec.entries, 2).requires_grad_()
+        x, g, h = torch.rand(3000, 3), torch.randn(3000, 6), torch.randn(3000, 3, 6)
+        def gradients(order):
+            y = hash_encode(x[order], table, spec)
+            a, b = hash_value_and_jacobian(x[order], table, spec)
+            first = torch.autograd.grad(y, table, g[order])
+            return first + torch.autograd.grad((a, b), table, (g[order], h[order]))
+        shuffled, straight = torch.randperm(3000), torch.arange(3000)
+        floats = gradients(straight), gradients(shuffled)
+        torch.use_deterministic_algorithms(True)
+        exact = gradients(straight), gradients(shuffled)
+        print("floats vary", not torch.equal(floats[0][0], floats[1][0]))
+        print("equal", all(torch.equal(a, b) for a, b in zip(*exact)))
+        for mine, theirs in zip(exact[0], floats[0]):
+            torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4)
+        g[7, 2] = float("nan")
+        print("nan", bool(gradients(straight)[0].isnan().any()))
+    """
+    done = run_python(code, emulator.environment(plain, tmp_path))
+    assert done.stdout.split("\n")[:3] == ["floats vary True", "equal True", "nan True"], done.stderr
+
+
 # --- the kernels
 
 
@@ -272,7 +304,10 @@ EVERY_KERNEL = """
         table = torch.rand(spec.entries, 2)
         hash_encode(x, table.half(), spec)
         for dtype in (torch.float32, torch.float64):
-            encodings(x.to(dtype, copy=True).requires_grad_(), table.to(dtype, copy=True).requires_grad_())
+            for deterministic in (False, True):
+                torch.use_deterministic_algorithms(deterministic)
+                encodings(x.to(dtype, copy=True).requires_grad_(), table.to(dtype, copy=True).requires_grad_())
+            torch.use_deterministic_algorithms(False)
         networks(x.requires_grad_())
         rays(x.detach())
     print("launched", *sorted(launched))
