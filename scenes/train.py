@@ -193,7 +193,9 @@ class _Session:
         self.preset = preset = dataclasses.replace(preset, task=task, field=field)
         self.field = HashField(preset.field, seed=options.seed).to(self.device)
         self.occupancy = OccupancyGrid(cascades=preset.cascades, resolution=preset.resolution).to(self.device)
-        poses = nn.Parameter(torch.zeros(len(scene.cameras), 6)) if options.refine_poses else None
+        poses = None
+        if options.refine_poses:
+            poses = nn.Parameter(torch.zeros(len(scene.cameras), 6, device=self.device))
         train = scene.splits["train"]
         self.rays = SceneRays(scene, train, seed=options.seed, pose_delta=poses, device=self.device)
         self.task = RadianceTask(
@@ -372,15 +374,12 @@ def has_bf16(device: torch.device) -> bool:
 
 @contextlib.contextmanager
 def _deterministic(wanted: bool) -> Iterator[None]:
-    before = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory
-    if wanted:
-        torch.use_deterministic_algorithms(True, warn_only=True)
-        torch.utils.deterministic.fill_uninitialized_memory = False  # kernels write all that they return
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(before or wanted, warn_only=True)
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(before[0])
-        torch.utils.deterministic.fill_uninitialized_memory = before[1]
+        torch.use_deterministic_algorithms(before)
 
 
 def _keep_freed_memory() -> None:

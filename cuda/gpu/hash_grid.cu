@@ -70,7 +70,9 @@ template <class T> struct AddFloat {
 template <class T> struct AddFixed {
   u64* sums;  // two's complement
   double scale;
-  __device__ void operator()(i64 place, T value) const { atomicAdd(sums + place, u64(i64(rint(double(value) * scale)))); }
+  __device__ void operator()(i64 place, T value) const {
+    atomicAdd(sums + place, u64(i64(rint(double(value) * scale))));
+  }
 };
 
 // `derivatives_grad` may be null.
@@ -146,18 +148,18 @@ using namespace polyfield;
                  AddFixed<T>{sums, *scale});                                                                           \
   }
 
-#define PF_HASH_GRID(T, SUFFIX)                                                                                        \
-  PF_HASH_FORWARD(T, T, SUFFIX)                                                                                        \
-  PF_HASH_SCATTER(T, SUFFIX)                                                                                        \
-  PF_KERNEL(pf_hash_jacobian_forward_##SUFFIX, (const T* positions, i64 n, const T* table, const double* level_table,  \
-                                                i64 levels, i64 channels, T* features, T* derivatives)) {              \
-    hash_forward<T, T>({level_table, n, levels, channels}, positions, table, features, derivatives);                   \
-  }                                                                                                                    \
-  PF_KERNEL(pf_hash_position_gradient_##SUFFIX,                                                                        \
-            (const T* positions, i64 n, const T* table, const double* level_table, i64 levels, i64 channels,           \
-             const T* features_grad, const T* derivatives_grad, T* position_gradient)) {                               \
-    hash_position_gradient<T>({level_table, n, levels, channels}, positions, table, features_grad, derivatives_grad,   \
-                              position_gradient);                                                                      \
+#define PF_HASH_GRID(T, SUFFIX)                                                                                       \
+  PF_HASH_FORWARD(T, T, SUFFIX)                                                                                       \
+  PF_HASH_SCATTER(T, SUFFIX)                                                                                          \
+  PF_KERNEL(pf_hash_jacobian_forward_##SUFFIX, (const T* positions, i64 n, const T* table, const double* level_table, \
+                                                i64 levels, i64 channels, T* features, T* derivatives)) {             \
+    hash_forward<T, T>({level_table, n, levels, channels}, positions, table, features, derivatives);                  \
+  }                                                                                                                   \
+  PF_KERNEL(pf_hash_position_gradient_##SUFFIX,                                                                       \
+            (const T* positions, i64 n, const T* table, const double* level_table, i64 levels, i64 channels,          \
+             const T* features_grad, const T* derivatives_grad, T* position_gradient)) {                              \
+    hash_position_gradient<T>({level_table, n, levels, channels}, positions, table, features_grad, derivatives_grad,  \
+                              position_gradient);                                                                     \
   }
 
 PF_HASH_GRID(float, f32)

@@ -5,8 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.devices import reports_values
-from helpers.packed_rays import SIZES, packed_samples, relative_error
+from helpers.packed_rays import SIZES, generator, packed_samples, relative_error
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -38,7 +37,7 @@ def changed(samples, **changes) -> dict[str, Any]:
 
 
 def loss_of(out, seed=1) -> Any:
-    g = torch.Generator().manual_seed(seed)
+    g = generator(seed)
     parts = (out.rgb, out.alpha, out.depth, out.weights)
     return sum((torch.randn(p.shape, generator=g, dtype=torch.float64).to(p.dtype) * p).sum() for p in parts)
 
@@ -66,7 +65,7 @@ def test_written_backward_of_the_reference_is_autograd_of_the_reference(rays):
     samples = leaves(packed_samples(rays, torch.float64), torch.float64)
     out = composite_reference(**samples)
     wanted = torch.autograd.grad(loss_of(out), [samples[k] for k in DIFFERENTIABLE])
-    g = torch.Generator().manual_seed(1)
+    g = generator(1)
     cotangents = [
         torch.randn(p.shape, generator=g, dtype=torch.float64) for p in (out.rgb, out.alpha, out.depth, out.weights)
     ]
@@ -250,7 +249,7 @@ def test_errors_name_what_is_wrong():
         composite(**changed(samples, density_raw=samples["density_raw"].half()))
 
 
-@reports_values
+@pytest.mark.usefixtures("reports_values")
 def test_errors_name_which_offsets_are_wrong():
     samples = packed_samples(4)
     with pytest.raises(ShapeError, match="offsets must ascend"):
