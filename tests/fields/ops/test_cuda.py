@@ -300,3 +300,33 @@ def test_planted_faults_are_found(kind, kernel, finding, tmp_path):
     else:
         assert done.returncode == 0, output[-3000:]
         assert "launched" in output
+
+
+@pytest.mark.slow
+@needs_nvrtc
+@needs_emulator
+def test_training_by_the_cuda_kernels_is_training_by_the_cpus(plain, tmp_path):
+    code = """
+        import json, sys
+        from pathlib import Path
+        sys.path.insert(0, {helpers!r})
+        from helpers.tiny import tiny_scene
+        from polyfield.fields.ops import _cpu, _cuda
+        from polyfield.scenes import TrainOptions, train_scene
+        names, launch = set(), _cuda.call
+        _cuda.call = lambda name, *rest: (names.add(name), launch(name, *rest))
+        options = TrainOptions(max_steps=30, samples=4096, precision="fp32", exposure=True)  # exposure: composed
+        train_scene(tiny_scene(), options, run=Path({out!r}))
+        print(len(names))
+    """
+    losses = []
+    for name in ("cpu", "cuda"):
+        out = tmp_path / name
+        environment = emulator.environment(plain, tmp_path) | {"POLYFIELD_BACKEND": "cpu" if name == "cpu" else ""}
+        done = run_python(code.format(helpers=str(HELPERS.parent), out=str(out)), environment, timeout=500)
+        assert done.returncode == 0, done.stderr[-2000:]
+        assert (int(done.stdout) > 15) == (name == "cuda")
+        lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+        losses.append({line["step"]: line["loss"] for line in lines if "loss" in line})
+    assert losses[1] == {step: pytest.approx(loss, rel=0.02) for step, loss in losses[0].items()}
+    assert losses[1][30] < 0.5 * losses[1][10]
