@@ -3,14 +3,15 @@
 #
 #   benchmarks/gpu_all.sh DATA WHEELS [STAGE...]
 #
-# DATA holds nerf_synthetic/lego, WHEELS what the machine's Python lacks beside torch, e.g. made by
-#   pip download -c constraints.txt --only-binary=:all: --python-version 3.12 --no-deps -d WHEELS safetensors tyro ...
-# The checkout with both is under 60 MiB. Without STAGE all run that have not succeeded before, and one that fails does not
-# stop the others; a stage that is named runs again. Results: benchmarks/results/<GPU>/.
+# DATA holds nerf_synthetic/lego (52 MiB), WHEELS what of constraints.txt the machine's Python lacks, by
+#   pip download -c constraints.txt --only-binary=:all: --no-deps --python-version 3.12 -d WHEELS tyro imageio ...
+# (torch comes with the machine; imageio-ffmpeg, 64 MiB, is only for films). Without STAGE all run that have not
+# succeeded before, and one that fails does not stop the others; a stage that is named runs again.
+# Results: benchmarks/results/<GPU>/.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 if [ $# -lt 2 ]; then
-  sed -n '2,11s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
+  sed -n '2,12s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
   exit 2
 fi
 data=$(realpath "$1") wheels=$(realpath "$2")
@@ -24,10 +25,11 @@ stages=(install doctor tests sanitizer step lego10 lego60 lego300 agree)
 
 install() {
   python3 -m venv --system-site-packages "$venv" &&
-    python -m pip install --no-index --find-links "$wheels" --no-build-isolation '.[test]'
+    python -m pip install --no-index --no-deps "$wheels"/*.whl &&
+    python -m pip install --no-index --no-deps --no-build-isolation .
 }
 doctor() { polyfield doctor && polyfield doctor --json >"$results/doctor.json"; }
-tests() { python -m pytest -q -m 'not slow' --device cuda tests/fields; }
+tests() { python -m pytest -q -m 'not slow' tests/fields; } # on every device there is
 sanitizer() { # memory, races and barriers, by NVIDIA's own tool, over one launch or more of every kernel
   local tool
   for tool in memcheck racecheck synccheck; do
