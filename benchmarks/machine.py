@@ -24,6 +24,7 @@ def facts() -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "polyfield_level": _cpu.level(),
         "runnable_levels": list(_cpu.runnable_levels()),
         "commit": commit(),

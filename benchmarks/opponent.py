@@ -83,9 +83,9 @@ class TorchModel:
                 position = position.float().double()
             low = position.floor().long()
             fraction = position - low
-            total = torch.zeros((), dtype=x.dtype)
+            total = torch.zeros((), dtype=x.dtype, device=x.device)
             for corner in range(8):
-                bits = torch.tensor([corner & 1, corner >> 1 & 1, corner >> 2])
+                bits = torch.tensor([corner & 1, corner >> 1 & 1, corner >> 2], device=x.device)
                 c = low + bits
                 if level.hashed:
                     row = (c[:, 0] ^ (c[:, 1] * PRIME_Y) ^ (c[:, 2] * PRIME_Z)) % level.size
@@ -102,7 +102,7 @@ def make_step(model: TorchModel, batch: RadianceBatch, *, compiled: bool, bf16: 
     optimiser = torch.optim.Adam(model.parameters(), lr=1e-2, betas=(0.9, 0.99), eps=1e-15, fused=compiled)
 
     def loss(batch: RadianceBatch) -> Tensor:
-        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        with torch.autocast(batch.positions.device.type, torch.bfloat16, enabled=bf16):
             return model.loss(batch)
 
     forward = torch.compile(loss) if compiled else loss

@@ -128,6 +128,7 @@ def main() -> int:
     parser.add_argument("--max-steps", type=int, help="instead of --max-seconds")
     parser.add_argument("--downscale", type=int, default=1)
     parser.add_argument("--precision", default="auto")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or auto")
     parser.add_argument("--runs", type=int, default=1, help="separate runs, with seeds 0, 1, ...")
     parser.add_argument("--keep", type=Path, help="folder for the run folders; they are deleted otherwise")
     parser.add_argument(
@@ -146,7 +147,7 @@ def main() -> int:
         for seed in range(options.runs):
             out = folder / f"run-{seed}"
             extra = [*length, "--downscale", str(options.downscale), "--precision", options.precision]
-            cold = train(options.scene, out, [*extra, "--seed", str(seed)])
+            cold = train(options.scene, out, [*extra, "--device", options.device, "--seed", str(seed)])
             run = {"cold_start_seconds": cold, **read_run(out)}
             scene = scene or load_scene(options.scene, downscale=options.downscale)
             model = Model.load(out / "model.safetensors")

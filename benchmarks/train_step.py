@@ -114,8 +114,9 @@ class Networks:
     def __init__(self, start: RadianceParameters, samples: int) -> None:
         self.weights = [start.density.clone().requires_grad_(), start.color.clone().requires_grad_()]
         self.specs = [SPEC.density, SPEC.color]
-        self.inputs = [torch.randn(samples, spec.inputs).requires_grad_() for spec in self.specs]
-        self.grads = [torch.randn(samples, spec.outputs) for spec in self.specs]
+        device = start.table.device
+        self.inputs = [torch.randn(samples, spec.inputs, device=device).requires_grad_() for spec in self.specs]
+        self.grads = [torch.randn(samples, spec.outputs, device=device) for spec in self.specs]
 
     def forward(self, precision: str) -> None:
         with torch.no_grad():
@@ -185,11 +186,11 @@ def check_gates() -> dict[str, Any]:
         paths[f"fused {precision}"] = (lambda batch, p=precision: fused_gradients(batch, start, p)), gate
         paths[f"composed {precision}"] = (lambda batch, p=precision: composed_gradients(batch, start, p)), gate
     for form in ("tuned", "eager"):
-        paths[f"opponent {form}"] = (lambda batch, f=form: _torch_gradients(batch, start, f)), GATES["fp32"]
+        paths[f"opponent {form}"] = (lambda batch, f=form: torch_gradients(batch, start, f)), GATES["fp32"]
     rows: dict[str, list[list[float]]] = {name: [] for name in paths}
     for seed in (1, 2, 3):
         batch = make_batch(32, coherent=True, seed=seed)
-        truth = _torch_gradients(batch, start, "truth")
+        truth = torch_gradients(batch, start, "truth")
         for name, (path, _) in paths.items():
             pairs = zip(path(batch), truth, strict=True)
             rows[name].append([float((got.double() - right).norm() / right.norm()) for got, right in pairs])
@@ -201,7 +202,7 @@ def check_gates() -> dict[str, Any]:
     return report
 
 
-def _torch_gradients(batch: RadianceBatch, start: RadianceParameters, form: str) -> RadianceParameters:
+def torch_gradients(batch: RadianceBatch, start: RadianceParameters, form: str) -> RadianceParameters:
     if form == "truth":
         start = RadianceParameters(*(p.double() for p in start))
         batch = RadianceBatch(*(t.double() if t is not None and t.is_floating_point() else t for t in batch))  # type: ignore[arg-type]

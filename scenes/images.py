@@ -17,7 +17,7 @@ import warnings
 import weakref
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -82,6 +82,18 @@ class Images:
 
     def __len__(self) -> int:
         return len(self.offsets)
+
+    def to(self, device: torch.device | str) -> Images:
+        """The same frames in the memory of `device`."""
+        return replace(
+            self,
+            pixels=self.pixels.to(device),
+            offsets=self.offsets.to(device),
+            width=self.width.to(device),
+            height=self.height.to(device),
+            masks=None if self.masks is None else self.masks.to(device),
+            file_backed=self.file_backed and torch.device(device).type == "cpu",
+        )
 
     def image(self, frame: int) -> Tensor:
         """(H, W, C) uint8 view of a frame.

@@ -6,12 +6,13 @@ hooks that report, evaluate, draw previews and save.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import dataclasses
 import json
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -55,6 +56,8 @@ class TrainOptions:
     """Where to train; auto takes an NVIDIA GPU where it works."""
     seed: int = 0
     """Of initialisation, rays and jitter; one seed, one result on a CPU."""
+    deterministic: bool = False
+    """One seed, one result on a GPU too; the table's gradient is then summed as integers, which takes longer."""
     refine_poses: bool = False
     """Also optimise the camera poses."""
     exposure: bool = False
@@ -141,7 +144,8 @@ def train_scene(
         hooks.append(lambda state, clock: session.report(state, report))
     loop = options.loop(scene.name)
     try:
-        state = optimise(session.task, loop, hooks, state or session.state)
+        with _deterministic(options.deterministic):
+            state = optimise(session.task, loop, hooks, state or session.state)
     except KeyboardInterrupt:
         session.save_checkpoint()
         session.model().save(run / "model.safetensors")
@@ -189,7 +193,9 @@ class _Session:
         self.preset = preset = dataclasses.replace(preset, task=task, field=field)
         self.field = HashField(preset.field, seed=options.seed).to(self.device)
         self.occupancy = OccupancyGrid(cascades=preset.cascades, resolution=preset.resolution).to(self.device)
-        poses = nn.Parameter(torch.zeros(len(scene.cameras), 6)) if options.refine_poses else None
+        poses = None
+        if options.refine_poses:
+            poses = nn.Parameter(torch.zeros(len(scene.cameras), 6, device=self.device))
         train = scene.splits["train"]
         self.rays = SceneRays(scene, train, seed=options.seed, pose_delta=poses, device=self.device)
         self.task = RadianceTask(
@@ -364,6 +370,16 @@ def has_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
     return _cpu.level() == "v4bf16"
+
+
+@contextlib.contextmanager
+def _deterministic(wanted: bool) -> Iterator[None]:
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(before or wanted, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
 
 
 def _keep_freed_memory() -> None:

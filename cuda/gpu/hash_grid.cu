@@ -1,6 +1,7 @@
 // The hash grid encoding. Reading: one thread a (level, sample), samples of one level side by side, so that a warp
 // reads one level's entries. Adding to the table: the same, by atomic sums. Gradients of positions: one thread a
-// sample, levels in order, so that they do not depend on the launch.
+// sample, levels in order, so that they do not depend on the launch. Atomic sums of floats depend on their order; where
+// runs must repeat exactly, the same kernel sums fixed-point integers instead.
 #include "polyfield/hash_grid.h"
 #include "prelude.h"
 
@@ -61,10 +62,23 @@ __device__ void hash_forward(const HashBatch& batch, const T* positions, const E
   }
 }
 
-// table_gradient += ; `derivatives_grad` may be null.
-template <class T>
+// Where gradients of the table go: add(number of the parameter, value).
+template <class T> struct AddFloat {
+  T* sums;
+  __device__ void operator()(i64 place, T value) const { atomicAdd(sums + place, value); }
+};
+template <class T> struct AddFixed {
+  u64* sums;  // two's complement
+  double scale;
+  __device__ void operator()(i64 place, T value) const {
+    atomicAdd(sums + place, u64(i64(rint(double(value) * scale))));
+  }
+};
+
+// `derivatives_grad` may be null.
+template <class T, class Add>
 __device__ void hash_scatter(const HashBatch& batch, const T* positions, const T* features_grad,
-                             const T* derivatives_grad, T* table_gradient) {
+                             const T* derivatives_grad, const Add& add) {
   const i64 task = thread_number();
   if (task >= batch.levels * batch.samples) return;
   const i64 number = task / batch.samples, sample = task % batch.samples, width = batch.width();
@@ -72,7 +86,6 @@ __device__ void hash_scatter(const HashBatch& batch, const T* positions, const T
   const T* p = positions + 3 * sample;
   HashCell<T> cell;
   hash_cell(level, p[0], p[1], p[2], cell);
-  T* entries = table_gradient + batch.channels * i64(level.offset);
   for (i64 c = 0; c < batch.channels; ++c) {
     const i64 column = number * batch.channels + c;
     T along[3] = {T(0), T(0), T(0)};
@@ -81,7 +94,7 @@ __device__ void hash_scatter(const HashBatch& batch, const T* positions, const T
     T corner[8];
     trilinear_adjoint<T, T>(features_grad[sample * width + column], along[0], along[1], along[2], cell.fraction[0],
                             cell.fraction[1], cell.fraction[2], corner);
-    for (int k = 0; k < 8; ++k) atomicAdd(entries + batch.channels * i64(cell.index[k]) + c, corner[k]);
+    for (int k = 0; k < 8; ++k) add(batch.channels * (i64(level.offset) + i64(cell.index[k])) + c, corner[k]);
   }
 }
 
@@ -122,21 +135,31 @@ using namespace polyfield;
     hash_forward<T, E>({level_table, n, levels, channels}, positions, table, out, nullptr);                         \
   }
 
-#define PF_HASH_GRID(T, SUFFIX)                                                                                        \
-  PF_HASH_FORWARD(T, T, SUFFIX)                                                                                        \
-  PF_KERNEL(pf_hash_jacobian_forward_##SUFFIX, (const T* positions, i64 n, const T* table, const double* level_table,  \
-                                                i64 levels, i64 channels, T* features, T* derivatives)) {              \
-    hash_forward<T, T>({level_table, n, levels, channels}, positions, table, features, derivatives);                   \
-  }                                                                                                                    \
+// sums (entries, channels) += ; those of the second kernel are integers, to be divided by scale (1,).
+#define PF_HASH_SCATTER(T, SUFFIX)                                                                                     \
   PF_KERNEL(pf_hash_scatter_##SUFFIX, (const T* positions, i64 n, const double* level_table, i64 levels, i64 channels, \
-                                       const T* features_grad, const T* derivatives_grad, T* table_gradient)) {        \
-    hash_scatter<T>({level_table, n, levels, channels}, positions, features_grad, derivatives_grad, table_gradient);   \
+                                       const T* features_grad, const T* derivatives_grad, T* sums)) {                  \
+    hash_scatter({level_table, n, levels, channels}, positions, features_grad, derivatives_grad, AddFloat<T>{sums});   \
   }                                                                                                                    \
-  PF_KERNEL(pf_hash_position_gradient_##SUFFIX,                                                                        \
-            (const T* positions, i64 n, const T* table, const double* level_table, i64 levels, i64 channels,           \
-             const T* features_grad, const T* derivatives_grad, T* position_gradient)) {                               \
-    hash_position_gradient<T>({level_table, n, levels, channels}, positions, table, features_grad, derivatives_grad,   \
-                              position_gradient);                                                                      \
+  PF_KERNEL(pf_hash_scatter_fixed_##SUFFIX,                                                                            \
+            (const T* positions, i64 n, const double* level_table, i64 levels, i64 channels, const T* features_grad,   \
+             const T* derivatives_grad, u64* sums, const double* scale)) {                                             \
+    hash_scatter({level_table, n, levels, channels}, positions, features_grad, derivatives_grad,                       \
+                 AddFixed<T>{sums, *scale});                                                                           \
+  }
+
+#define PF_HASH_GRID(T, SUFFIX)                                                                                       \
+  PF_HASH_FORWARD(T, T, SUFFIX)                                                                                       \
+  PF_HASH_SCATTER(T, SUFFIX)                                                                                          \
+  PF_KERNEL(pf_hash_jacobian_forward_##SUFFIX, (const T* positions, i64 n, const T* table, const double* level_table, \
+                                                i64 levels, i64 channels, T* features, T* derivatives)) {             \
+    hash_forward<T, T>({level_table, n, levels, channels}, positions, table, features, derivatives);                  \
+  }                                                                                                                   \
+  PF_KERNEL(pf_hash_position_gradient_##SUFFIX,                                                                       \
+            (const T* positions, i64 n, const T* table, const double* level_table, i64 levels, i64 channels,          \
+             const T* features_grad, const T* derivatives_grad, T* position_gradient)) {                              \
+    hash_position_gradient<T>({level_table, n, levels, channels}, positions, table, features_grad, derivatives_grad,  \
+                              position_gradient);                                                                     \
   }
 
 PF_HASH_GRID(float, f32)

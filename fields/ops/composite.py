@@ -7,13 +7,13 @@ the sample that brings its optical depth to -log(threshold); later samples have 
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..errors import ConfigError, ShapeError
-from . import _cpu, _cuda, _library, _native
+from . import _cpu, _cuda, _library, _native, _nerfacc
 from ._packed import bad_offsets, check_first, check_offsets, check_samples, padded, stopped
 from .activations import DENSITY_ACTIVATIONS, density_code, density_derivative, density_from_raw
 
@@ -57,6 +57,7 @@ def composite(
     *,
     activation: str = "exp",
     threshold: float = 1e-4,
+    backend: Literal["polyfield", "nerfacc"] = "polyfield",
 ) -> Composited:
     """Composite packed samples, near to far.
 
@@ -69,6 +70,8 @@ def composite(
         background: (R, 3) colour behind each ray, or None for black.
         activation: a key of `activations.DENSITY_ACTIVATIONS`; density is per scene unit.
         threshold: transmittance below which a ray stops (instant-ngp trains with 1e-4); 0 never stops.
+        backend: "nerfacc" calls that package, where it is installed, on CUDA; every sample must belong to a ray then.
+            Experimental.
 
     Returns:
         See `Composited`. NaN and infinity stay within their ray.
@@ -78,7 +81,7 @@ def composite(
 
     Raises:
         ShapeError: a shape or dtype is not as above, or the offsets do not ascend within [0, N].
-        ConfigError: `activation` or `threshold` is not as above.
+        ConfigError: `activation`, `threshold` or `backend` is not as above, or nerfacc is not installed.
     """
     check_first("density_raw", density_raw)
     check_samples("rgb", rgb, density_raw, 3)
@@ -90,6 +93,11 @@ def composite(
         raise ShapeError(f"background must be {(rays, 3)} {density_raw.dtype} or None (black); got {came}")
     code, limit = density_code(activation), optical_limit(threshold)
     distances, deltas = distances.detach(), deltas.detach()
+    if backend == "nerfacc":
+        packed = (density_raw, rgb, distances, deltas, offsets, background)
+        return Composited(*_nerfacc.composite(*packed, activation, threshold))
+    if backend != "polyfield":
+        raise ConfigError(f"backend must be 'polyfield' or 'nerfacc'; got {backend!r}")
     return Composited(*_composite(density_raw, rgb, distances, deltas, offsets, background, code, limit))
 
 

@@ -127,7 +127,9 @@ def hash_encode(x: Tensor, table: Tensor, spec: HashGridSpec) -> Tensor:
         (N, L * C) in the dtype of `x`, level by level, coarse to fine.
 
     Gradients reach `x` and `table`. The table's gradient is dense, and the same for any number of threads; that of a
-    float16 table is summed in float32 and rounded.
+    float16 table is summed in float32 and rounded. On CUDA the order of its sums varies from run to run, unless
+    `torch.use_deterministic_algorithms` is on: then they are summed as 64-bit integers, which is slower and takes twice
+    the memory.
 
     Raises:
         ShapeError: a shape, dtype or device is not as above.
@@ -315,11 +317,28 @@ def _backward_on_cuda(
     n, shape = x.shape[0], (spec.levels, spec.channels)
     features_grad, jacobian_grad = grads if len(grads) == 2 else (*grads, None)
     if table_grad is not None:
-        name, grid = f"pf_hash_scatter_{suffix}", _cuda.one_thread_each(n * spec.levels)
-        _cuda.call(name, grid, x, n, levels, *shape, features_grad, jacobian_grad, table_grad.zero_())
+        given = (x, n, levels, *shape, features_grad, jacobian_grad)
+        grid = _cuda.one_thread_each(n * spec.levels)
+        if torch.are_deterministic_algorithms_enabled():
+            scale = _fixed_point_scale(features_grad, jacobian_grad, spec)
+            sums = torch.zeros_like(table_grad, dtype=torch.int64)
+            _cuda.call(f"pf_hash_scatter_fixed_{suffix}", grid, *given, sums, scale)
+            table_grad.copy_(sums / scale)
+        else:
+            _cuda.call(f"pf_hash_scatter_{suffix}", grid, *given, table_grad.zero_())
     if x_grad is not None:
         name, grid = f"pf_hash_position_gradient_{suffix}", _cuda.one_thread_each(n)
         _cuda.call(name, grid, x, n, table, levels, *shape, features_grad, jacobian_grad, x_grad)
+
+
+def _fixed_point_scale(features_grad: Tensor, jacobian_grad: Tensor | None, spec: HashGridSpec) -> Tensor:
+    """() float64: what gradients are multiplied by so that no sum of 8 N of them leaves 63 bits. NaN where any is."""
+    if features_grad.shape[0] == 0:
+        return features_grad.new_ones((), dtype=torch.float64)
+    largest = features_grad.abs().amax().double()
+    if jacobian_grad is not None:
+        largest = largest + 3 * max(level.scale for level in spec.level_table()) * jacobian_grad.abs().amax().double()
+    return 2.0**62 / (8 * features_grad.shape[0]) / largest.clamp(min=1e-250)
 
 
 def _encode_backward(

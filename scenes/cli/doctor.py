@@ -37,7 +37,7 @@ OPTIONAL = (
     ("pycolmap", "pycolmap", "poses from photos without any (structure from motion)", "pip install pycolmap"),
     ("viser", "viser", "dashboards", "pip install viser"),
     ("gsplat", "gsplat", "a second CUDA back end for splats", "pip install gsplat (needs a CUDA device)"),
-    ("nerfacc", "nerfacc", "a second CUDA back end for marching", "pip install nerfacc (needs a CUDA device)"),
+    ("nerfacc", "nerfacc", "a second CUDA back end for compositing", "pip install nerfacc (needs a CUDA device)"),
     ("tinycudann", "tinycudann", "a second CUDA back end for hash grids", "see github.com/NVlabs/tiny-cuda-nn"),
 )
 

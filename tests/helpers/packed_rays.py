@@ -12,7 +12,8 @@ STEP = math.sqrt(3) / 512
 
 
 def generator(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
+    """On the default device."""
+    return torch.Generator(torch.get_default_device()).manual_seed(seed)
 
 
 def packed_samples(

@@ -1,12 +1,13 @@
 """Does compositing give what rays see, and the gradients of it?"""
 
+import inspect
 import math
+import sys
 from typing import Any
 
 import pytest
 import torch
-from helpers.devices import reports_values
-from helpers.packed_rays import SIZES, packed_samples, relative_error
+from helpers.packed_rays import SIZES, generator, packed_samples, relative_error
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -38,7 +39,7 @@ def changed(samples, **changes) -> dict[str, Any]:
 
 
 def loss_of(out, seed=1) -> Any:
-    g = torch.Generator().manual_seed(seed)
+    g = generator(seed)
     parts = (out.rgb, out.alpha, out.depth, out.weights)
     return sum((torch.randn(p.shape, generator=g, dtype=torch.float64).to(p.dtype) * p).sum() for p in parts)
 
@@ -66,7 +67,7 @@ def test_written_backward_of_the_reference_is_autograd_of_the_reference(rays):
     samples = leaves(packed_samples(rays, torch.float64), torch.float64)
     out = composite_reference(**samples)
     wanted = torch.autograd.grad(loss_of(out), [samples[k] for k in DIFFERENTIABLE])
-    g = torch.Generator().manual_seed(1)
+    g = generator(1)
     cotangents = [
         torch.randn(p.shape, generator=g, dtype=torch.float64) for p in (out.rgb, out.alpha, out.depth, out.weights)
     ]
@@ -100,7 +101,7 @@ def test_median_of_a_slab_is_where_half_is_absorbed(count):
 def test_white_furnace_stays_white_and_weights_are_a_share(seed, activation, threshold):
     samples = packed_samples(20, torch.float64, seed)
     samples["rgb"], samples["background"] = torch.ones_like(samples["rgb"]), torch.ones_like(samples["background"])
-    out = composite(**samples, activation=activation, threshold=threshold)
+    out = composite(**changed(samples), activation=activation, threshold=threshold)
     torch.testing.assert_close(out.rgb, torch.ones_like(out.rgb), rtol=0, atol=1e-12)
     assert bool((out.weights >= 0).all())
     assert bool((out.alpha <= 1 + 1e-12).all())
@@ -250,8 +251,49 @@ def test_errors_name_what_is_wrong():
         composite(**changed(samples, density_raw=samples["density_raw"].half()))
 
 
-@reports_values
+@pytest.mark.usefixtures("reports_values")
 def test_errors_name_which_offsets_are_wrong():
     samples = packed_samples(4)
     with pytest.raises(ShapeError, match="offsets must ascend"):
         composite(**changed(samples, offsets=samples["offsets"].flip(0)))
+
+
+# --- other back ends
+
+
+@pytest.mark.parametrize("activation", DENSITY_ACTIVATIONS)
+@pytest.mark.parametrize("background", [True, False])
+def test_nerfacc_is_given_what_its_functions_ask_for(monkeypatch, activation, background):
+    """Its sum over packed rays exists on CUDA only: one written in torch, called by its signature, stands in for it."""
+    nerfacc = pytest.importorskip("nerfacc", reason="nerfacc, of the extra 'test', is not installed")
+    signature = inspect.signature(nerfacc.render_weight_from_density)
+
+    def render_weight_from_density(*args, **kwargs):
+        given = signature.bind(*args, **kwargs).arguments
+        assert set(given) == {"t_starts", "t_ends", "sigmas", "ray_indices", "n_rays"}
+        optical, ids = given["sigmas"] * (given["t_ends"] - given["t_starts"]), given["ray_indices"]
+        earlier = torch.ones(len(ids), len(ids), dtype=torch.bool).tril(-1) & (ids[:, None] == ids)
+        transmittance = torch.exp(-(earlier * optical).sum(1))
+        alphas = 1 - torch.exp(-optical)
+        return transmittance * alphas, transmittance, alphas
+
+    monkeypatch.setattr(nerfacc, "render_weight_from_density", render_weight_from_density)
+    samples = packed_samples(40, torch.float64)
+    if not background:
+        samples = changed(samples, background=None)
+    names = [name for name in DIFFERENTIABLE if samples[name] is not None]
+    results = []
+    for backend in ("nerfacc", "polyfield"):
+        given = {**samples, **{name: samples[name].clone().requires_grad_() for name in names}}
+        out = composite(**given, activation=activation, threshold=1e-2, backend=backend)
+        results.append((out, torch.autograd.grad(loss_of(out), [given[name] for name in names])))
+    for mine, theirs in zip(results[0][0] + results[0][1], results[1][0] + results[1][1], strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-8, atol=1e-10)
+
+
+def test_a_back_end_that_is_not_there_is_refused(monkeypatch):
+    with pytest.raises(ConfigError, match="backend must be 'polyfield' or 'nerfacc'; got 'cuda'"):
+        composite(**changed(packed_samples(2), backend="cuda"))
+    monkeypatch.setitem(sys.modules, "nerfacc", None)
+    with pytest.raises(ConfigError, match=r"backend 'nerfacc' is not installed .*; run 'pip install nerfacc'"):
+        composite(**changed(packed_samples(2), backend="nerfacc"))

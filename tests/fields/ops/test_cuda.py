@@ -33,7 +33,7 @@ TESTED = (
     "march",
     "fused_mlp",
 )
-PLANTED = Path(emulator.__file__).with_name("planted_faults.cu")
+HELPERS = Path(emulator.__file__).parent
 
 
 def _no_nvrtc() -> str | None:
@@ -194,6 +194,38 @@ def test_kernels_are_launched_from_several_threads_at_once(plain, tmp_path):
     assert "wrong []" in done.stdout, done.stderr
 
 
+# --- determinism
+
+
+@needs_nvrtc
+@needs_emulator
+def test_deterministic_gradients_of_the_table_do_not_depend_on_the_order_of_sums(plain, tmp_path):
+    code = """
+        import torch
+        from polyfield.fields.ops.hash_encode import HashGridSpec, hash_encode, hash_value_and_jacobian
+        spec = HashGridSpec(levels=3, channels=2, base_resolution=2, finest_resolution=8, log2_table_size=6)
+        table = torch.rand(spec.entries, 2).requires_grad_()
+        x, g, h = torch.rand(3000, 3), torch.randn(3000, 6), torch.randn(3000, 3, 6)
+        def gradients(order):
+            y = hash_encode(x[order], table, spec)
+            a, b = hash_value_and_jacobian(x[order], table, spec)
+            first = torch.autograd.grad(y, table, g[order])
+            return first + torch.autograd.grad((a, b), table, (g[order], h[order]))
+        shuffled, straight = torch.randperm(3000), torch.arange(3000)
+        floats = gradients(straight), gradients(shuffled)
+        torch.use_deterministic_algorithms(True)
+        exact = gradients(straight), gradients(shuffled)
+        print("floats vary", not torch.equal(floats[0][0], floats[1][0]))
+        print("equal", all(torch.equal(a, b) for a, b in zip(*exact)))
+        for mine, theirs in zip(exact[0], floats[0]):
+            torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4)
+        g[7, 2] = float("nan")
+        print("nan", bool(gradients(straight)[0].isnan().any()))
+    """
+    done = run_python(code, emulator.environment(plain, tmp_path))
+    assert done.stdout.split("\n")[:3] == ["floats vary True", "equal True", "nan True"], done.stderr
+
+
 # --- the kernels
 
 
@@ -210,84 +242,17 @@ def test_kernels_pass_their_operators_tests_in_the_emulator(operator, plain, tmp
     assert done.returncode == 0, done.stdout[-3000:]
 
 
-EVERY_KERNEL = """
-    import torch
-    from polyfield.fields.ops import _cuda
-    from polyfield.fields.ops.adam import lazy_adam_
-    from polyfield.fields.ops.composite import composite
-    from polyfield.fields.ops.distortion import distortion_loss
-    from polyfield.fields.ops.frequency_encode import frequency_encode, frequency_value_and_jacobian
-    from polyfield.fields.ops.fused_mlp import MlpSpec, fused_mlp, initial_parameters
-    from polyfield.fields.ops.hash_encode import HashGridSpec, hash_encode, hash_value_and_jacobian
-    from polyfield.fields.ops.march import march_rays, pack_waves, trim_samples
-    from polyfield.fields.ops.occupancy import decay_and_max_, pack_bitfield, sample_cells
-    from polyfield.fields.ops.ray_box import intersect_box
-    from polyfield.fields.ops.spherical_harmonics import spherical_harmonics
-
-    launch, launched = _cuda.call, set()
-    _cuda.call = lambda name, *rest: (launched.add(name), launch(name, *rest))
-    spec = HashGridSpec(levels=3, channels=2, base_resolution=4, finest_resolution=16, log2_table_size=8)
-
-    def encodings(x, table):
-        for y in (spherical_harmonics(x), frequency_encode(x, 3), hash_encode(x, table, spec)):
-            y.sum().backward()
-        for a, b in (hash_value_and_jacobian(x, table, spec), frequency_value_and_jacobian(x, 3)):
-            (a.sum() + b.sum()).backward()
-        lazy_adam_(x.detach(), x.grad, torch.zeros_like(x), torch.zeros_like(x), step=1, lr=0.1)
-        box = torch.ones(3, dtype=x.dtype)
-        intersect_box(x.detach(), x.detach(), -box, box)
-
-    def networks(x):
-        for width in (16, 32, 64, 128):
-            net = MlpSpec(inputs=3, outputs=5, width=width, hidden_layers=2, hidden_activation="softplus", bias=True)
-            weights = initial_parameters(net).requires_grad_()
-            fused_mlp(x, weights, net, precision="bf16").sum().backward()
-
-    def rays(x):
-        n = x.shape[0]
-        grid = torch.rand(2, 16, 16, 16)
-        bits, coarse = pack_bitfield(grid, torch.tensor(0.5))
-        sample_cells(grid, bits, uniform=n, occupied=n, seed=0, step=0)
-        decay_and_max_(grid, torch.arange(n), torch.rand(n), 0.9)
-        directions = torch.nn.functional.normalize(torch.randn(n, 3), dim=1)
-        for cone in (0.0, 0.01):
-            out = march_rays(
-                x, directions, torch.zeros(n), torch.full((n,), 3.0), None, None, bits, coarse, cascades=2,
-                resolution=16, step_size=0.02, cone_angle=cone, samples_per_ray=40, capacity=20 * n + 20,
-            )
-            for dtype in (torch.float32, torch.float64):
-                samples(out.distances.to(dtype), out.deltas.to(dtype), out.offsets)
-
-    def samples(distances, deltas, offsets):
-        count, n = distances.shape[0], offsets.shape[0] - 1
-        raw, rgb = torch.randn_like(distances).requires_grad_(), deltas.new_ones(count, 3).requires_grad_()
-        live, _, _ = trim_samples(raw.detach(), deltas, offsets, deltas.new_zeros(n), activation="exp")
-        pack_waves(torch.arange(n).int(), offsets[:-1], live, n)
-        seen = composite(raw, rgb, distances, deltas, offsets, deltas.new_ones(n, 3))
-        distortion_loss(seen.weights, distances, deltas, offsets).sum().backward()
-
-    for n in (1, 33, 300):
-        x = torch.rand(n, 3)
-        assert _cuda.usable(x), _cuda.unusable(0)
-        table = torch.rand(spec.entries, 2)
-        hash_encode(x, table.half(), spec)
-        for dtype in (torch.float32, torch.float64):
-            encodings(x.to(dtype, copy=True).requires_grad_(), table.to(dtype, copy=True).requires_grad_())
-        networks(x.requires_grad_())
-        rays(x.detach())
-    print("launched", *sorted(launched))
-"""
-
-
 @pytest.mark.slow
 @needs_nvrtc
 @needs_emulator
 @pytest.mark.parametrize("kind", ["asan", "tsan"])
 def test_sanitizers_find_nothing_in_the_kernels(kind, tmp_path):
     library = emulator.build(kind, tmp_path / kind)
-    done = run_python(EVERY_KERNEL, emulator.environment(library, tmp_path, kind))
+    command = [sys.executable, str(HELPERS / "every_kernel.py"), "cpu"]
+    environment = emulator.environment(library, tmp_path, kind)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.split() == ["launched", *sorted(BUDGETS)]
+    assert done.stdout.split() == sorted(BUDGETS)
 
 
 @pytest.mark.slow
@@ -314,7 +279,7 @@ def test_sanitizers_find_nothing_in_the_kernels(kind, tmp_path):
     ],
 )
 def test_planted_faults_are_found(kind, kernel, finding, tmp_path):
-    library = emulator.build(kind, tmp_path / kind, [PLANTED])
+    library = emulator.build(kind, tmp_path / kind, [HELPERS / "planted_faults.cu"])
     code = f"""
         import ctypes
         driver = ctypes.CDLL({str(library)!r})
@@ -335,3 +300,33 @@ def test_planted_faults_are_found(kind, kernel, finding, tmp_path):
     else:
         assert done.returncode == 0, output[-3000:]
         assert "launched" in output
+
+
+@pytest.mark.slow
+@needs_nvrtc
+@needs_emulator
+def test_training_by_the_cuda_kernels_is_training_by_the_cpus(plain, tmp_path):
+    code = """
+        import json, sys
+        from pathlib import Path
+        sys.path.insert(0, {helpers!r})
+        from helpers.tiny import tiny_scene
+        from polyfield.fields.ops import _cpu, _cuda
+        from polyfield.scenes import TrainOptions, train_scene
+        names, launch = set(), _cuda.call
+        _cuda.call = lambda name, *rest: (names.add(name), launch(name, *rest))
+        options = TrainOptions(max_steps=30, samples=4096, precision="fp32", exposure=True)  # exposure: composed
+        train_scene(tiny_scene(), options, run=Path({out!r}))
+        print(len(names))
+    """
+    losses = []
+    for name in ("cpu", "cuda"):
+        out = tmp_path / name
+        environment = emulator.environment(plain, tmp_path) | {"POLYFIELD_BACKEND": "cpu" if name == "cpu" else ""}
+        done = run_python(code.format(helpers=str(HELPERS.parent), out=str(out)), environment, timeout=500)
+        assert done.returncode == 0, done.stderr[-2000:]
+        assert (int(done.stdout) > 15) == (name == "cuda")
+        lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+        losses.append({line["step"]: line["loss"] for line in lines if "loss" in line})
+    assert losses[1] == {step: pytest.approx(loss, rel=0.02) for step, loss in losses[0].items()}
+    assert losses[1][30] < 0.5 * losses[1][10]

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from helpers.devices import reports_values
 from helpers.packed_rays import SIZES, packed_samples, relative_error
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -95,7 +94,7 @@ def test_errors_name_shapes_and_offsets():
         distortion_loss(w, t, delta, offsets.long())
 
 
-@reports_values
+@pytest.mark.usefixtures("reports_values")
 def test_errors_name_which_offsets_are_wrong():
     w, t, delta, _ = samples(5)
     for bad in ([0, 5, 3, 9], [-1, 2], [0, len(w) + 1]):

@@ -9,6 +9,7 @@ import math
 import pytest
 import torch
 from helpers.native_levels import SIZES, each_level, on_reference, threads
+from helpers.packed_rays import generator
 from helpers.tolerances import RELATIVE_L2, assert_near, relative_l2
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -37,11 +38,11 @@ SURFACE = MlpSpec(inputs=35, outputs=16, hidden_layers=2, hidden_activation="sof
 
 def numbers(*shape: int, seed: int = 0) -> Tensor:
     """Normal float64 numbers that float32 holds exactly, so that all precisions start alike."""
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).double()
+    return torch.randn(*shape, generator=generator(seed)).double()
 
 
 def parameters_of(spec: MlpSpec) -> Tensor:
-    flat = initial_parameters(spec, torch.Generator().manual_seed(1)).double()
+    flat = initial_parameters(spec, generator(1)).double()
     return flat + 0.05 * numbers(spec.parameter_count, seed=2).float().double() if spec.bias else flat
 
 
@@ -420,8 +421,8 @@ def test_compiles_into_one_graph():
 
 def test_initial_parameters_follow_glorot_and_the_generator():
     spec = MlpSpec(inputs=30, outputs=5, width=64, hidden_layers=2, bias=True)
-    flat = initial_parameters(spec, torch.Generator().manual_seed(3))
-    assert torch.equal(flat, initial_parameters(spec, torch.Generator().manual_seed(3)))
+    flat = initial_parameters(spec, generator(3))
+    assert torch.equal(flat, initial_parameters(spec, generator(3)))
     assert flat.shape == (spec.parameter_count,) == (64 * 31 + 64 * 65 + 5 * 65,)
     at = 0
     for out, size in spec.layer_shapes:

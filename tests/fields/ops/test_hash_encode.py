@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from helpers.native_levels import SIZES, TOLERANCE, each_level, on_reference, threads, uniform
+from helpers.packed_rays import generator
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -146,7 +147,7 @@ def test_every_bit_pattern_of_float16_is_read_right():
     spec = HashGridSpec(levels=1, channels=8, base_resolution=2, finest_resolution=2, log2_table_size=6)
     values = torch.arange(1 << 16, dtype=torch.int32).to(torch.int16).view(torch.float16).reshape(-1, 8)
     x = torch.full((1, 3), 0.25)
-    for rows in values[torch.randperm(len(values), generator=torch.Generator().manual_seed(0))[:200]]:
+    for rows in values[torch.randperm(len(values), generator=generator(0))[:200]]:
         read = hash_encode(x, rows.expand(spec.entries, 8).contiguous(), spec)[0]
         finite = rows.isfinite()
         assert torch.equal(read[finite], rows[finite].float())

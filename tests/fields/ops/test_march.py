@@ -5,8 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.devices import reports_values
-from helpers.packed_rays import SIZES, STEP, packed_samples, random_grid, random_rays
+from helpers.packed_rays import SIZES, STEP, generator, packed_samples, random_grid, random_rays
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -316,7 +315,7 @@ def test_nan_density_keeps_its_ray_going_and_stays_in_it():
 
 
 def pieces(rays, waves, seed=0):
-    g = torch.Generator().manual_seed(seed)
+    g = generator(seed)
     ids, counts = [], []
     for _ in range(waves):
         keep = torch.rand(rays, generator=g) < 0.7
@@ -371,7 +370,7 @@ def test_errors_name_what_is_wrong():
         trim_samples(s["density_raw"], s["deltas"], s["offsets"], torch.zeros(3), activation="exp")
 
 
-@reports_values
+@pytest.mark.usefixtures("reports_values")
 def test_errors_name_which_values_are_wrong():
     arguments, options = scene(5, 1), settings_of(1)
     for run in (march_rays, lambda *a, **o: reference(a, **o)):
@@ -419,7 +418,7 @@ def test_a_leap_does_not_pass_the_end_of_its_cascade():
     values[1] = 1
     values[1, 8:24, 8:24, 8:24] = 0  # what cascade 0 covers
     grid = pack_bitfield(values, torch.tensor(0.5))
-    directions = torch.nn.functional.normalize(torch.randn(50, 3, generator=torch.Generator().manual_seed(1)), dim=1)
+    directions = torch.nn.functional.normalize(torch.randn(50, 3, generator=generator(1)), dim=1)
     given = [torch.zeros(50, 3), directions, torch.zeros(50), torch.full((50,), 9.0), None, None, *grid]
     out = march_rays(*given, **settings_of(2))
     assert_same(out, reference(given, **settings_of(2)))

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from helpers.devices import reports_values
+from helpers.packed_rays import generator
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -22,7 +22,7 @@ HALF = torch.tensor(0.5)
 
 
 def values(cascades, resolution, share=0.1, seed=0):
-    g = torch.Generator().manual_seed(seed)
+    g = generator(seed)
     grid = (torch.rand(cascades, *[resolution] * 3, generator=g) < share).float()
     grid[torch.rand(grid.shape, generator=g) < 0.1] = -1
     return grid
@@ -79,7 +79,7 @@ def test_unseen_and_nan_cells_are_never_occupied():
 
 @pytest.mark.parametrize("count", [0, 1, 31, 32, 33, 1000, 50000])
 def test_decay_equals_reference(count):
-    g = torch.Generator().manual_seed(count)
+    g = generator(count)
     grid = values(2, 16) * 0.7
     cells = torch.randint(-1, grid.numel(), (count,), generator=g)
     seen = torch.rand(count, generator=g)
@@ -195,7 +195,7 @@ def test_errors_name_what_is_wrong():
         sample_cells(grid, bits[:, :5], uniform=1, occupied=0, seed=0, step=0)
 
 
-@reports_values
+@pytest.mark.usefixtures("reports_values")
 def test_errors_name_which_cells_are_wrong():
     with pytest.raises(ShapeError, match="cells must be below the 512 cells of the grid; got 514"):
         decay_and_max_(torch.zeros(1, 8, 8, 8), torch.arange(3) + 512, torch.ones(3), 0.9)
