@@ -18,6 +18,10 @@ __device__ inline float read_entry(float value) { return value; }
 __device__ inline double read_entry(double value) { return value; }
 __device__ inline float read_entry(Half value) { return half_to_float(value); }
 
+template <class E> struct alignas(2 * sizeof(E)) EntryPair {
+  E first, second;
+};
+
 // One sample at one level: its cell, and the channels of its corners.
 template <class T, class E> struct Corners {
   HashCell<T> cell;
@@ -32,6 +36,21 @@ template <class T, class E> struct Corners {
   __device__ Trilinear<T> blend(i64 channel) const {
     T corner[8];
     for (int c = 0; c < 8; ++c) corner[c] = read_entry(entries[channels * i64(cell.index[c]) + channel]);
+    return blended(corner);
+  }
+  // Of channels `channel`, which is even as their number is, and the next: one load a corner.
+  __device__ void blend_pair(i64 channel, Trilinear<T> (&out)[2]) const {
+    T first[8], second[8];
+    for (int c = 0; c < 8; ++c) {
+      const E* place = entries + channels * i64(cell.index[c]) + channel;
+      const EntryPair<E> pair = *reinterpret_cast<const EntryPair<E>*>(place);
+      first[c] = read_entry(pair.first);
+      second[c] = read_entry(pair.second);
+    }
+    out[0] = blended(first);
+    out[1] = blended(second);
+  }
+  __device__ Trilinear<T> blended(const T (&corner)[8]) const {
     Trilinear<T> out;
     trilinear(corner, cell.fraction[0], cell.fraction[1], cell.fraction[2], out);
     return out;
@@ -50,28 +69,42 @@ __device__ void hash_forward(const HashBatch& batch, const T* positions, const E
   if (task >= batch.levels * batch.samples) return;
   const i64 number = task / batch.samples, sample = task % batch.samples, width = batch.width();
   const Corners<T, E> corners(positions, sample, table, hash_level(batch.level_table, number), batch.channels);
-  for (i64 c = 0; c < batch.channels; ++c) {
-    const Trilinear<T> blend = corners.blend(c);
+  const auto write = [&](i64 c, const Trilinear<T>& blend) {
     const i64 column = number * batch.channels + c;
     features[sample * width + column] = blend.value;
-    if (!derivatives) continue;
+    if (!derivatives) return;
     T* rows = derivatives + 3 * sample * width + column;
     rows[0] = blend.x * corners.cell.slope[0];
     rows[width] = blend.y * corners.cell.slope[1];
     rows[2 * width] = blend.z * corners.cell.slope[2];
+  };
+  if (batch.channels % 2) {
+    for (i64 c = 0; c < batch.channels; ++c) write(c, corners.blend(c));
+    return;
+  }
+  for (i64 c = 0; c < batch.channels; c += 2) {
+    Trilinear<T> pair[2];
+    corners.blend_pair(c, pair);
+    write(c, pair[0]);
+    write(c + 1, pair[1]);
   }
 }
 
-// Where gradients of the table go: add(number of the parameter, value).
+// Where gradients of the table go: add(number of the parameter, value); pair(...) for two neighbours, the first even.
 template <class T> struct AddFloat {
   T* sums;
   __device__ void operator()(i64 place, T value) const { atomicAdd(sums + place, value); }
+  __device__ void pair(i64 place, T first, T second) const { atomic_add_pair(sums + place, first, second); }
 };
 template <class T> struct AddFixed {
   u64* sums;  // two's complement
   double scale;
   __device__ void operator()(i64 place, T value) const {
     atomicAdd(sums + place, u64(i64(rint(double(value) * scale))));
+  }
+  __device__ void pair(i64 place, T first, T second) const {
+    (*this)(place, first);
+    (*this)(place + 1, second);
   }
 };
 
@@ -86,15 +119,27 @@ __device__ void hash_scatter(const HashBatch& batch, const T* positions, const T
   const T* p = positions + 3 * sample;
   HashCell<T> cell;
   hash_cell(level, p[0], p[1], p[2], cell);
-  for (i64 c = 0; c < batch.channels; ++c) {
+  const auto corners_of = [&](i64 c, T(&corner)[8]) {
     const i64 column = number * batch.channels + c;
     T along[3] = {T(0), T(0), T(0)};
     for (int a = 0; derivatives_grad && a < 3; ++a)
       along[a] = derivatives_grad[(3 * sample + a) * width + column] * cell.slope[a];
-    T corner[8];
     trilinear_adjoint<T, T>(features_grad[sample * width + column], along[0], along[1], along[2], cell.fraction[0],
                             cell.fraction[1], cell.fraction[2], corner);
-    for (int k = 0; k < 8; ++k) add(batch.channels * (i64(level.offset) + i64(cell.index[k])) + c, corner[k]);
+  };
+  const auto place = [&](int k, i64 c) { return batch.channels * (i64(level.offset) + i64(cell.index[k])) + c; };
+  T corner[8], next[8];
+  if (batch.channels % 2 == 0) {
+    for (i64 c = 0; c < batch.channels; c += 2) {
+      corners_of(c, corner);
+      corners_of(c + 1, next);
+      for (int k = 0; k < 8; ++k) add.pair(place(k, c), corner[k], next[k]);
+    }
+  } else {
+    for (i64 c = 0; c < batch.channels; ++c) {
+      corners_of(c, corner);
+      for (int k = 0; k < 8; ++k) add(place(k, c), corner[k]);
+    }
   }
 }
 

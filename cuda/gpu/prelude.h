@@ -33,6 +33,20 @@ __device__ inline void atomic_raise(float* place, float value) {
   }
 }
 
+// place[0] += first, place[1] += second; `place` lies on a multiple of two.
+__device__ __forceinline__ void atomic_add_pair(double* place, double first, double second) {
+  atomicAdd(place, first);
+  atomicAdd(place + 1, second);
+}
+__device__ __forceinline__ void atomic_add_pair(float* place, float first, float second) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("red.global.add.v2.f32 [%0], {%1, %2};" ::"l"(place), "f"(first), "f"(second) : "memory");
+#else
+  atomicAdd(place, first);
+  atomicAdd(place + 1, second);
+#endif
+}
+
 struct Half {
   u16 bits;
 };

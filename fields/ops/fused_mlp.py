@@ -119,7 +119,7 @@ def fused_mlp(x: Tensor, parameters: Tensor, spec: MlpSpec, *, precision: Litera
         raise ConfigError(f"precision must be one of {', '.join(PRECISIONS)}; got {precision!r}")
     if precision == "bf16" and x.dtype != torch.float32:
         raise ConfigError(f"precision 'bf16' takes float32 tensors; got {x.dtype}; use precision='fp32'")
-    return _fused_mlp(x, parameters, _numbers(spec), precision == "bf16")
+    return _fused_mlp(x, parameters, shape_numbers(spec), precision == "bf16")
 
 
 def mlp_value_and_jacobian(x: Tensor, x_tangents: Tensor, parameters: Tensor, spec: MlpSpec) -> tuple[Tensor, Tensor]:
@@ -152,7 +152,7 @@ def mlp_value_and_jacobian(x: Tensor, x_tangents: Tensor, parameters: Tensor, sp
             f"x_tangents must be {wanted} {x.dtype} on {x.device}, d x / d position; "
             f"got {tuple(x_tangents.shape)} {x_tangents.dtype} on {x_tangents.device}"
         )
-    return _mlp_jacobian(x, x_tangents, parameters, _numbers(spec))
+    return _mlp_jacobian(x, x_tangents, parameters, shape_numbers(spec))
 
 
 def fused_mlp_reference(
@@ -265,8 +265,8 @@ def _run_backward(
 # --- operators --------------------------------------------------------------------------------------------------------
 
 
-def _numbers(spec: MlpSpec) -> list[int]:
-    """The spec as the kernels are given it: `MlpShape` of polyfield/mlp.h."""
+def shape_numbers(spec: MlpSpec) -> list[int]:
+    """The spec as operators and kernels are given it: `MlpShape` of polyfield/mlp.h."""
     return [
         spec.inputs,
         spec.outputs,

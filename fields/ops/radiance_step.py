@@ -3,6 +3,9 @@
 `radiance_step_` does what the composed operators do one by one (hash_encode, fused_mlp, spherical_harmonics, fused_mlp,
 composite, loss, their backward passes, lazy_adam_) for packed samples of rays, with activations that never leave the
 cache. `radiance_gradients` stops before the update. `radiance_reference` is the plain-torch form of both, the oracle.
+
+On the CPU it is one kernel. On CUDA the operators run one after the other without autograd; what is encoded already is
+not encoded again, and the host waits once, for the loss.
 """
 
 from __future__ import annotations
@@ -14,12 +17,13 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError, NativeError, ShapeError
-from . import _cpu
+from . import _cpu, _native
 from .activations import DENSITY_ACTIVATIONS
-from .composite import composite
-from .fused_mlp import HIDDEN_ACTIVATIONS, MlpSpec, fused_mlp_reference
+from .adam import lazy_adam_
+from .composite import composite, optical_limit
+from .fused_mlp import HIDDEN_ACTIVATIONS, MlpSpec, fused_mlp_reference, shape_numbers
 from .hash_encode import HashGridSpec, hash_encode_reference
-from .spherical_harmonics import spherical_harmonics_reference
+from .spherical_harmonics import spherical_harmonics, spherical_harmonics_reference
 
 LOSSES = {"mse": 0, "huber": 1}
 
@@ -118,8 +122,8 @@ class AdamRates(NamedTuple):
 
 
 def native_available(*tensors: Tensor) -> bool:
-    """True where the fused kernel can run: native library loaded, everything on the CPU in float32."""
-    return _cpu.usable(*tensors) and all(t.dtype == torch.float32 for t in tensors)
+    """True where native kernels can run the step: all in float32, on the CPU or on one CUDA device."""
+    return _native.usable(*tensors) and all(t.dtype == torch.float32 for t in tensors)
 
 
 def radiance_step_(
@@ -139,14 +143,14 @@ def radiance_step_(
     Table rows that no sample touched keep value and moments (the rule of `lazy_adam_`).
 
     Args:
-        parameters, first_moments, second_moments: contiguous float32 on the CPU; changed in place.
+        parameters, first_moments, second_moments: contiguous float32; changed in place.
         step: number of this update, from 1 (bias correction).
         precision: of the networks' multiplications.
         table_rounded: (entries, C) float16 copy of the table, which stays one: rounded as `Tensor.half` rounds.
 
     Raises:
         ShapeError: shapes, dtypes or layouts do not fit.
-        NativeError: the native library is not loaded (use the composed operators).
+        NativeError: no native kernels serve the tensors (use the composed operators).
     """
     if step < 1:
         raise ConfigError(f"step counts from 1; got {step}")
@@ -219,6 +223,10 @@ def _run(
     update: bool,
 ) -> RadianceOutput:
     samples, rays = _check(batch, parameters, spec, precision, table_rounded)
+    if not _in_one_kernel(parameters):
+        return _run_by_operators(
+            batch, parameters, moments, gradients, spec, rates, step, precision, table_rounded, update=update
+        )
     sizes = torch.tensor(
         [
             samples,
@@ -274,6 +282,93 @@ def _run(
     return RadianceOutput(float(loss), not failed, rgb, alpha)
 
 
+def _in_one_kernel(parameters: RadianceParameters) -> bool:
+    return parameters.table.device.type == "cpu"
+
+
+def _run_by_operators(
+    batch: RadianceBatch,
+    parameters: RadianceParameters,
+    moments: tuple[RadianceParameters, RadianceParameters] | None,
+    gradients: RadianceParameters,
+    spec: RadianceSpec,
+    rates: AdamRates,
+    step: int,
+    precision: str,
+    table_rounded: Tensor | None,
+    *,
+    update: bool,
+) -> RadianceOutput:
+    """`_run` on any device."""
+    loss, found, rgb, alpha = _gradients_by_operators(batch, parameters, spec, precision)
+    finite = bool(torch.stack([loss.isfinite(), *(gradient.isfinite().all() for gradient in found)]).all())
+    if not update:
+        for kept, gradient in zip(gradients, found, strict=True):
+            kept.copy_(gradient)
+    elif finite and moments is not None:
+        _update(parameters, moments, found, rates, step, table_rounded)
+    return RadianceOutput(float(loss), finite, rgb, alpha)
+
+
+def _gradients_by_operators(
+    batch: RadianceBatch, parameters: RadianceParameters, spec: RadianceSpec, precision: str
+) -> tuple[Tensor, RadianceParameters, Tensor, Tensor]:
+    """Loss (), gradients, and what the rays see, (R, 3) and (R,)."""
+    ops, bf16 = torch.ops.polyfield, precision == "bf16"
+    table, density, color = (p.detach() for p in parameters)
+    grid = (spec.grid.levels, spec.grid.base_resolution, spec.grid.finest_resolution, spec.grid.log2_table_size)
+    density_shape, color_shape = shape_numbers(spec.density), shape_numbers(spec.color)
+    rows = slice(None) if batch.rows is None else batch.rows.long()
+    positions, deltas = batch.positions[rows], batch.deltas[rows]
+    features = ops.hash_encode(positions, table, *grid) if batch.features is None else batch.features[rows]
+    head = ops.fused_mlp(features, density, density_shape, bf16)
+    counts = (batch.offsets[1:] - batch.offsets[:-1]).long()
+    basis = spherical_harmonics(batch.directions, spec.sh_bands)
+    basis = basis.repeat_interleave(counts, 0, output_size=positions.shape[0])
+    seen = torch.cat([head[:, 1:], basis], 1)
+    rgb = ops.fused_mlp(seen, color, color_shape, bf16)
+    rays = (head[:, 0].contiguous(), rgb, torch.zeros_like(deltas), deltas, batch.offsets, batch.backgrounds)
+    rule = (DENSITY_ACTIVATIONS[spec.density_activation], optical_limit(spec.stop))
+    pixels, alpha, *_ = ops.composite(*rays, *rule)
+    error = pixels - batch.targets
+    if spec.loss == "mse":
+        loss, slope = error.square().mean(), 2 * error
+    else:
+        size = error.abs()
+        loss = torch.where(size < spec.huber, 0.5 * size * size / spec.huber, size - 0.5 * spec.huber).mean()
+        slope = (error / spec.huber).clamp(-1, 1)
+    d_raw, d_rgb, _ = ops.composite_backward(*rays, slope / max(error.numel(), 1), None, None, None, *rule)
+    d_seen, d_color = ops.fused_mlp_backward(d_rgb, seen, color, color_shape, bf16, True, True)
+    d_head = torch.cat([d_raw[:, None], d_seen[:, : head.shape[1] - 1]], 1)
+    d_features, d_density = ops.fused_mlp_backward(d_head, features, density, density_shape, bf16, True, True)
+    _, d_table = ops.hash_encode_backward(d_features, positions, table, *grid, False, True)
+    return loss, RadianceParameters(d_table, d_density, d_color), pixels, alpha
+
+
+def _update(
+    parameters: RadianceParameters,
+    moments: tuple[RadianceParameters, RadianceParameters],
+    gradients: RadianceParameters,
+    rates: AdamRates,
+    step: int,
+    table_rounded: Tensor | None,
+) -> None:
+    for k, gradient in enumerate(gradients):
+        lazy_adam_(
+            parameters[k].detach(),
+            gradient,
+            moments[0][k],
+            moments[1][k],
+            step=step,
+            lr=rates.network_lr if k else rates.table_lr,
+            betas=(rates.beta1, rates.beta2),
+            eps=rates.epsilon,
+            skip_untouched=k == 0,
+        )
+    if table_rounded is not None:
+        table_rounded.copy_(parameters.table.detach())
+
+
 def _check(
     batch: RadianceBatch, parameters: RadianceParameters, spec: RadianceSpec, precision: str, rounded: Tensor | None
 ) -> tuple[int, int]:
@@ -303,7 +398,8 @@ def _check(
     if precision not in ("fp32", "bf16"):
         raise ConfigError(f"precision must be 'fp32' or 'bf16'; got {precision!r}")
     if not native_available(*(tensor for tensor, _, dtype in wanted.values() if dtype == torch.float32)):
-        raise NativeError("the fused step needs the native CPU library; use the composed operators instead")
-    if rays and int(batch.offsets[-1]) != samples:
+        raise NativeError("no native kernels serve these tensors; use the composed operators instead")
+    on_cpu = parameters.table.device.type == "cpu"
+    if on_cpu and rays and int(batch.offsets[-1]) != samples:
         raise ShapeError(f"offsets end at {int(batch.offsets[-1])} but there are {samples} samples")
     return samples, rays

@@ -1,7 +1,7 @@
 """The optimisation task of radiance fields: rays with known colours in, field and occupancy changed.
 
-Two paths compute the same step. The fused one (`ops.radiance_step`) serves grid-encoded fields on the CPU; the composed
-one, under autograd, serves everything else: pose refinement, per-image exposure, distortion loss, other devices.
+Two paths compute the same step. The fused one (`ops.radiance_step`) serves grid-encoded fields; the composed one, under
+autograd, serves everything else: pose refinement, per-image exposure, distortion loss.
 """
 
 from __future__ import annotations

@@ -20,6 +20,9 @@ from ..ops.march import march_rays, pack_waves, trim_samples
 from ..ops.ray_box import intersect_box
 from .occupancy import OccupancyGrid
 
+GPU_WAVES = (64, 1024)
+"""`MarchConfig.waves` on a GPU, where a wave costs launches and a wait for counts, and samples too many cost little."""
+
 DensityPass = Callable[[Tensor], tuple[Tensor, Tensor | None]]
 """Positions (N, 3), scene frame -> raw density (N,) and a cache (N, C) to keep for the live samples, or None."""
 
@@ -115,7 +118,9 @@ def march_visible(
     cursor: Tensor | None = None
     buffers: list[tuple[Tensor | None, ...]] = []
     ids, starts, counts = [], [], []
-    base = dropped = wave = 0
+    waves = config.waves if device.type == "cpu" else GPU_WAVES
+    base = wave = 0
+    dropped = torch.zeros((), dtype=torch.int64, device=device)
     while active.numel():
         marched = march_rays(
             rays.origins,
@@ -130,14 +135,14 @@ def march_visible(
             resolution=occupancy.resolution,
             step_size=config.step_size,
             cone_angle=config.cone_angle,
-            samples_per_ray=config.waves[min(wave, len(config.waves) - 1)],
+            samples_per_ray=waves[min(wave, len(waves) - 1)],
             capacity=config.capacity,
             seed=seed,
             step=step,
             jitter=jitter,
         )
         wave += 1
-        dropped += int(marched.dropped)
+        dropped += marched.dropped
         raw, cache = density_pass(marched.positions)
         live, optical, finished = trim_samples(
             raw,
@@ -164,7 +169,7 @@ def march_visible(
     rows, offsets = pack_waves(torch.cat(ids), torch.cat(starts), torch.cat(counts), count)
     positions, distances, deltas, raws = (_joined([b[k] for b in buffers]) for k in range(4))
     cache = None if buffers[0][4] is None else _joined([b[4] for b in buffers])
-    return PackedSamples(positions, distances, deltas, raws, cache, rows, offsets, dropped)
+    return PackedSamples(positions, distances, deltas, raws, cache, rows, offsets, int(dropped))
 
 
 def _joined(parts: list[Tensor | None]) -> Tensor:

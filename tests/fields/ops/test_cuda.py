@@ -32,6 +32,7 @@ TESTED = (
     "occupancy",
     "march",
     "fused_mlp",
+    "radiance_step",
 )
 HELPERS = Path(emulator.__file__).parent
 

@@ -389,7 +389,7 @@ def test_a_nan_parameter_is_not_hidden(hidden):
 
 
 def test_opcheck():
-    spec = module._numbers(SURFACE)
+    spec = module.shape_numbers(SURFACE)
     x, tangents = numbers(5, 35).requires_grad_(), numbers(5, 3, 35, seed=4).requires_grad_()
     flat = parameters_of(SURFACE).requires_grad_()
     check = torch.library.opcheck

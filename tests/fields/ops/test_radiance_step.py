@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 
 from polyfield.fields.errors import ConfigError, NativeError, ShapeError
+from polyfield.fields.ops import radiance_step as module
 from polyfield.fields.ops.adam import lazy_adam_
 from polyfield.fields.ops.fused_mlp import MlpSpec, initial_parameters
 from polyfield.fields.ops.hash_encode import HashGridSpec, hash_encode
@@ -22,6 +25,16 @@ from polyfield.fields.ops.radiance_step import (
 
 needs_native = pytest.mark.skipif(not native_available(), reason="the native library is not loaded")
 GRID = HashGridSpec(levels=4, channels=2, base_resolution=4, finest_resolution=64, log2_table_size=10)
+
+
+FORMS = ["operators"] if os.environ.get("POLYFIELD_CUDA_DRIVER") else ["kernel", "operators"]
+
+
+@pytest.fixture(autouse=True, params=FORMS)
+def form(request, monkeypatch):
+    """Both forms of the step: the CPU's one kernel, and the operators one by one, as on CUDA."""
+    if request.param == "operators":
+        monkeypatch.setattr(module, "_in_one_kernel", lambda parameters: False)
 
 
 def make_spec(**changes) -> RadianceSpec:
