@@ -63,10 +63,10 @@ PF_KERNEL(pf_march_count_f32, (PF_MARCH_INPUT, i32* counts, float* cursor_out)) 
 
 // `ends` (A,) are the running sums of the counts. From the first ray that does not fit on, rays get nothing and are to
 // begin again at their first sample; `dropped` (1,), zero before, counts those that had any.
-PF_KERNEL(pf_march_write_f32, (PF_MARCH_INPUT, const i32* ends, float* positions, float* distances, float* deltas,
+PF_KERNEL(pf_march_write_f32, (PF_MARCH_INPUT, const i64* ends, float* positions, float* distances, float* deltas,
                                i32* offsets, float* cursor_out, i64* dropped)) {
   PF_MARCH_SETUP;
-  const i32 begin = a > 0 ? ends[a - 1] : 0, end = ends[a];
+  const i64 begin = a > 0 ? ends[a - 1] : 0, end = ends[a];
   if (a == 0) offsets[0] = 0;
   if (end > capacity) {
     i64 low = 0, high = a;  // the first that does not fit
@@ -78,13 +78,13 @@ PF_KERNEL(pf_march_write_f32, (PF_MARCH_INPUT, const i32* ends, float* positions
         low = middle + 1;
       }
     }
-    offsets[a + 1] = low > 0 ? ends[low - 1] : 0;
+    offsets[a + 1] = low > 0 ? i32(ends[low - 1]) : 0;
     if (end == begin) return;
     atomicAdd(reinterpret_cast<u64*>(dropped), u64(1));
     cursor_out[a] = march(stepping, grid, batch.prepare(stepping, ray), batch.begin_of(ray), 0, [](float) {});
     return;
   }
-  offsets[a + 1] = end;
+  offsets[a + 1] = i32(end);
   if (end == begin) return;
   i64 place = begin;
   const float *o = batch.origins + 3 * ray, *d = batch.directions + 3 * ray;

@@ -157,7 +157,9 @@ __device__ void output_block(const MlpShape& shape, const OperandB* packed, cons
                              const Activations<Width, Tiles>& h, i64 block, float (&out)[Tiles][4]) {
   const PackedLayer layer = forward_layer(shape, packed, shape.hidden);
   const float* bias = parameters + shape.flat_offset(shape.hidden) + shape.outputs * Width;
+#pragma unroll
   for (int m = 0; m < Tiles; ++m)
+#pragma unroll
     for (int j = 0; j < 4; ++j) {
       const i64 column = sum_column(block, j);
       out[m][j] = shape.bias && column < shape.outputs ? bias[column] : 0.0f;
@@ -168,7 +170,9 @@ __device__ void output_block(const MlpShape& shape, const OperandB* packed, cons
 #pragma unroll
     for (int m = 0; m < Tiles; ++m) multiply_add(out[m], h.values[k][m], b);
   }
+#pragma unroll
   for (int m = 0; m < Tiles; ++m)
+#pragma unroll
     for (int j = 0; j < 4; ++j) out[m][j] = output_activation(shape.output_activation, out[m][j]);
 }
 
@@ -183,7 +187,9 @@ __device__ void mlp_forward(const MlpShape& shape, const Matrix& x, const Operan
   for (i64 block = 0; 8 * block < shape.outputs; ++block) {
     float out[kTiles][4];
     output_block<Width, kTiles>(shape, packed, parameters, h, block, out);
+#pragma unroll
     for (int m = 0; m < kTiles; ++m)
+#pragma unroll
       for (int j = 0; j < 4; ++j) {
         const i64 row = 16 * (tile + m) + sum_row(j), column = sum_column(block, j);
         if (row < x.rows && column < shape.outputs) y[row * shape.outputs + column] = out[m][j];
@@ -254,10 +260,12 @@ __device__ void mlp_backward(const MlpShape& shape, const Matrix& x, const Opera
   gradient.clear();
   for (i64 k = 0; k < shape.padded_outputs() / 16; ++k) {
     float delta[2][4];
+#pragma unroll
     for (int side = 0; side < 2; ++side) {
       const i64 block = 2 * k + side;
       float out[1][4] = {};
       if (shape.output_activation != kOutputNone) output_block<Width, 1>(shape, packed, parameters, h, block, out);
+#pragma unroll
       for (int j = 0; j < 4; ++j)
         delta[side][j] =
             dy.at(16 * tile + sum_row(j), sum_column(block, j)) * output_slope(shape.output_activation, out[0][j]);
@@ -280,6 +288,7 @@ __device__ void mlp_backward(const MlpShape& shape, const Matrix& x, const Opera
     float sums[4] = {};
 #pragma unroll
     for (int k = 0; k < Width / 16; ++k) multiply_add(sums, h.values[k][0], layer.at(k, block));
+#pragma unroll
     for (int j = 0; j < 4; ++j) {
       const i64 row = 16 * tile + sum_row(j), column = sum_column(block, j);
       if (row < x.rows && column < shape.inputs) dx[row * shape.inputs + column] = sums[j];

@@ -197,7 +197,7 @@ def _march_on_cuda(values: tuple[Any, ...], active: int, outputs: tuple[Tensor, 
         return positions, distances, deltas, offsets.zero_(), ends, dropped.zero_()
     counts, grid = offsets.new_empty(active), _cuda.one_thread_each(active)
     _cuda.call("pf_march_count_f32", grid, *values, counts, ends)
-    sums = counts.cumsum(0, dtype=torch.int32)
+    sums = counts.cumsum(0, dtype=torch.int64)
     samples = (positions, distances, deltas)
     _cuda.call("pf_march_write_f32", grid, *values, sums, *samples, offsets, ends, dropped.zero_())
     total = int(offsets[-1])
