@@ -161,7 +161,8 @@ def find_lens(distortion: Tensor, fisheye: Tensor, corner: Tensor) -> Lens:
 def _count_steps(
     k: Tensor, fisheye: Tensor, corner: Tensor, limit: Tensor, reach: Tensor, dtype: torch.dtype
 ) -> tuple[int, int]:
-    """Solves for a fan of image points and counts the steps until none moves by more than rounding."""
+    """Solves for a fan of image points and counts the steps until none moves by more than rounding; one more, since a
+    point between them may need it."""
     if k.shape[0] == 0:
         return 1, 0
     fan = torch.linspace(1 / 32, 1.02, 32, dtype=torch.float64, device=k.device)
@@ -181,7 +182,7 @@ def _count_steps(
         for number in range(first, _MAX_STEPS):
             after = solve(steps(number + 1))
             if bool(((after - before).abs() <= tolerance * (1 + after.abs())).all()):
-                return number
+                return number if number == first else min(number + 1, _MAX_STEPS)
             before = after
         return _MAX_STEPS
 
