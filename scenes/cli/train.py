@@ -87,12 +87,12 @@ def run(arguments: Sequence[str]) -> int:
         command = _prefer_steps(
             parse(Train, arguments, "polyfield train", default=_stored_command(out, stored)), stored
         )
-        command.training.loop()  # contradicting options are found before anything is loaded
+        _check(command)
         scene = _load(command)
         run_folder.continue_run(out, command.settings(), stored)
     else:
         out = command.out or run_folder.next_free(command.scene, command.training.model)
-        command.training.loop()
+        _check(command)
         run_folder.check_free(out)
         scene = _load(command)
         run_folder.claim(out, {"program": f"polyfield {__version__}", **command.settings()})
@@ -102,6 +102,14 @@ def run(arguments: Sequence[str]) -> int:
     write_json(out / run_folder.RESULT, result_of(command, scene, result, quality))
     _summary(command, out, result, quality)
     return OK
+
+
+def _check(command: Train) -> None:
+    """Contradicting options, and a device that is not there, are found before anything is loaded or written."""
+    from ..device import pick_device
+
+    command.training.loop()
+    pick_device(command.training.device)
 
 
 def _stored_command(out: Path, stored: dict[str, Any]) -> Train:

@@ -140,6 +140,20 @@ def test_bad_arguments_are_one_line_and_change_nothing(world, tmp_path, capsys, 
     assert world.calls == []
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_a_device_that_is_not_there_is_refused_before_anything_is_loaded(world, tmp_path, capsys):
+    assert main(["train", "toy", "--device", "cuda"]) == 2
+    assert capsys.readouterr().err.startswith("polyfield: error: --device cuda: ")
+    assert not world.calls
+    assert not (tmp_path / "runs").exists()
+
+
+def test_it_is_said_where_training_runs(world, capsys, monkeypatch):
+    monkeypatch.setattr("polyfield.scenes.device.describe", lambda name: f"on {name}, because")
+    assert main(["train", "toy"]) == 0
+    assert "training on auto, because\n" in capsys.readouterr().err
+
+
 def test_ctrl_c_says_how_to_go_on_and_returns_130(world, tmp_path, capsys):
     world.fail = KeyboardInterrupt()
     assert main(["train", "demo", "--max-steps", "9", "--out", "r"]) == 130
