@@ -20,8 +20,8 @@ class HashGridEncoding(nn.Module):
     Args:
         spec: shape of the grid.
         generator: randomness of the initial table; torch's global generator where None.
-        precision: with "bf16" `forward` without gradients reads a float16 copy of the table where the native CPU
-            library serves it: three bits finer than the bf16 networks behind it see, at half the memory traffic.
+        precision: with "bf16" `forward` without gradients reads a float16 copy of the table where native kernels
+            serve it: three bits finer than the bf16 networks behind it see, at half the memory traffic.
     """
 
     features: int
