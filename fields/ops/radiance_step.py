@@ -155,8 +155,8 @@ def radiance_step_(
     if step < 1:
         raise ConfigError(f"step counts from 1; got {step}")
     scratch = RadianceParameters(torch.empty(0), *(torch.empty_like(p) for p in parameters[1:]))
-    moments = (first_moments, second_moments)
-    out = _run(batch, parameters, moments, scratch, spec, rates, step, precision, table_rounded, update=True)
+    update = _Update(first_moments, second_moments, rates, step, table_rounded)
+    out = _run(batch, parameters, update, scratch, spec, precision)
     torch.autograd.graph.increment_version([*parameters, *first_moments, *second_moments])
     return out
 
@@ -170,8 +170,7 @@ def radiance_gradients(
 ) -> tuple[RadianceOutput, RadianceParameters]:
     """Loss and gradients of `radiance_step_` without the update. Raises as it does."""
     gradients = RadianceParameters(*(torch.empty_like(p) for p in parameters))
-    rates = AdamRates(0.0, 0.0)
-    return _run(batch, parameters, None, gradients, spec, rates, 1, precision, None, update=False), gradients
+    return _run(batch, parameters, None, gradients, spec, precision), gradients
 
 
 def radiance_reference(
@@ -209,24 +208,29 @@ def radiance_reference(
     return RadianceOutput(loss.item(), bool(torch.isfinite(loss)), out.rgb.detach(), out.alpha.detach()), gradients
 
 
+class _Update(NamedTuple):
+    """What a step changes besides the parameters, and how."""
+
+    first_moments: RadianceParameters
+    second_moments: RadianceParameters
+    rates: AdamRates
+    step: int
+    table_rounded: Tensor | None
+
+
 def _run(
     batch: RadianceBatch,
     parameters: RadianceParameters,
-    moments: tuple[RadianceParameters, RadianceParameters] | None,
+    update: _Update | None,
     gradients: RadianceParameters,
     spec: RadianceSpec,
-    rates: AdamRates,
-    step: int,
     precision: str,
-    table_rounded: Tensor | None,
-    *,
-    update: bool,
 ) -> RadianceOutput:
+    table_rounded = update.table_rounded if update else None
     samples, rays = _check(batch, parameters, spec, precision, table_rounded)
     if not _in_one_kernel(parameters):
-        return _run_by_operators(
-            batch, parameters, moments, gradients, spec, rates, step, precision, table_rounded, update=update
-        )
+        return _run_by_operators(batch, parameters, update, gradients, spec, precision)
+    rates, step = (update.rates, update.step) if update else (AdamRates(0.0, 0.0), 1)
     sizes = torch.tensor(
         [
             samples,
@@ -255,7 +259,10 @@ def _run(
     state = [
         tensor
         for k in range(3)
-        for tensor in (parameters[k].detach(), *((moments[0][k], moments[1][k]) if moments else (None, None)))
+        for tensor in (
+            parameters[k].detach(),
+            *((update.first_moments[k], update.second_moments[k]) if update else (None, None)),
+        )
     ]
     state.insert(3, table_rounded)
     failed = _cpu.call(
@@ -289,24 +296,19 @@ def _in_one_kernel(parameters: RadianceParameters) -> bool:
 def _run_by_operators(
     batch: RadianceBatch,
     parameters: RadianceParameters,
-    moments: tuple[RadianceParameters, RadianceParameters] | None,
+    update: _Update | None,
     gradients: RadianceParameters,
     spec: RadianceSpec,
-    rates: AdamRates,
-    step: int,
     precision: str,
-    table_rounded: Tensor | None,
-    *,
-    update: bool,
 ) -> RadianceOutput:
     """`_run` on any device."""
     loss, found, rgb, alpha = _gradients_by_operators(batch, parameters, spec, precision)
     finite = bool(torch.stack([loss.isfinite(), *(gradient.isfinite().all() for gradient in found)]).all())
-    if not update:
+    if update is None:
         for kept, gradient in zip(gradients, found, strict=True):
             kept.copy_(gradient)
-    elif finite and moments is not None:
-        _update(parameters, moments, found, rates, step, table_rounded)
+    elif finite:
+        _apply(update, parameters, found)
     return RadianceOutput(float(loss), finite, rgb, alpha)
 
 
@@ -345,28 +347,22 @@ def _gradients_by_operators(
     return loss, RadianceParameters(d_table, d_density, d_color), pixels, alpha
 
 
-def _update(
-    parameters: RadianceParameters,
-    moments: tuple[RadianceParameters, RadianceParameters],
-    gradients: RadianceParameters,
-    rates: AdamRates,
-    step: int,
-    table_rounded: Tensor | None,
-) -> None:
+def _apply(update: _Update, parameters: RadianceParameters, gradients: RadianceParameters) -> None:
+    rates = update.rates
     for k, gradient in enumerate(gradients):
         lazy_adam_(
             parameters[k].detach(),
             gradient,
-            moments[0][k],
-            moments[1][k],
-            step=step,
+            update.first_moments[k],
+            update.second_moments[k],
+            step=update.step,
             lr=rates.network_lr if k else rates.table_lr,
             betas=(rates.beta1, rates.beta2),
             eps=rates.epsilon,
             skip_untouched=k == 0,
         )
-    if table_rounded is not None:
-        table_rounded.copy_(parameters.table.detach())
+    if update.table_rounded is not None:
+        update.table_rounded.copy_(parameters.table.detach())
 
 
 def _check(
