@@ -1,6 +1,6 @@
 """How good does a scene get, and when? Trains it by the command line and prints quality over time. (Bars 2 to 5.)
 
-    python benchmarks/quality.py SCENE --max-seconds 120 [--downscale K] [--runs 3]
+    python benchmarks/quality.py SCENE --max-seconds 120 [--downscale K] [--runs 3] [--first-seed 0]
 
 Runs `polyfield train` in a process of its own, once a seed, and reads what it wrote. Besides the run's own figures:
 
@@ -129,7 +129,8 @@ def main() -> int:
     parser.add_argument("--downscale", type=int, default=1)
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--device", default="cpu", help="cpu, cuda or auto")
-    parser.add_argument("--runs", type=int, default=1, help="separate runs, with seeds 0, 1, ...")
+    parser.add_argument("--runs", type=int, default=1, help="separate runs, each with the next seed")
+    parser.add_argument("--first-seed", type=int, default=0, help="goes on where earlier runs ended (default 0)")
     parser.add_argument("--keep", type=Path, help="folder for the run folders; they are deleted otherwise")
     parser.add_argument(
         "--force", action="store_true", help="run although the machine is not quiet; the result says so"
@@ -144,7 +145,7 @@ def main() -> int:
         folder = options.keep or Path(temporary)
         step_seconds = fused_step_seconds(torch.get_num_threads())
         scene = None
-        for seed in range(options.runs):
+        for seed in range(options.first_seed, options.first_seed + options.runs):
             out = folder / f"run-{seed}"
             extra = [*length, "--downscale", str(options.downscale), "--precision", options.precision]
             cold = train(options.scene, out, [*extra, "--device", options.device, "--seed", str(seed)])
