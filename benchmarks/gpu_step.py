@@ -2,7 +2,9 @@
 
 The workload of `train_step.py` (2^18 packed samples, hash grid 16 x 2 with T = 2^19, networks 64 wide), on a device.
 First the gates: gradients against float64 on the CPU, relative L2 per tensor; what misses its gate is not timed, and
-the exit code is 1. Then everything in turns; times are medians, in milliseconds, the device waited for.
+the exit code is 1. Then everything in turns; times are medians, in milliseconds, the device waited for. `program` is
+what training runs (`RadianceProgram`): a graph of the whole step, marching through a shell of occupied cells included;
+`program live` says how many samples it learned from.
 
 Prints one JSON object. `--device cpu` tries the script out without a GPU.
 """
@@ -22,6 +24,7 @@ from machine import facts
 from opponent import TorchModel, make_step
 from train_step import (
     GATES,
+    PER_RAY,
     RATES,
     RAYS,
     SPEC,
@@ -38,6 +41,9 @@ from train_step import (
 from polyfield.fields.ops.adam import lazy_adam_
 from polyfield.fields.ops.composite import composite
 from polyfield.fields.ops.radiance_step import RadianceBatch, RadianceParameters
+from polyfield.fields.optim.radiance_program import RadianceProgram, serves
+from polyfield.fields.render import MarchConfig
+from polyfield.fields.render.occupancy import OccupancyGrid
 
 ROUNDS = 20
 
@@ -86,6 +92,30 @@ def updating(start: RadianceParameters) -> Callable[[], object]:
     return lambda: lazy_adam_(table, gradient, m, v, step=1, lr=RATES.table_lr, skip_untouched=True)
 
 
+class ProgramSteps:
+    """Steps of the training program from outside a ball whose surface is occupied: some 2^18 live samples each."""
+
+    def __init__(self, start: RadianceParameters) -> None:
+        device, count = start.table.device, 3 * RAYS // 2
+        grid = OccupancyGrid()
+        grid.grid.copy_(((grid.cell_centres().norm(dim=-1) - 0.6).abs() < 0.04).float())
+        grid.refresh_bits()
+        state = [RadianceParameters(*(t.clone() * scale for t in start)) for scale in (1.0, 0.0, 0.0)]
+        sizes = {"extent": 1.0, "samples": RAYS * PER_RAY, "max_rays": count}
+        rounded, march = state[0].table.half(), MarchConfig()
+        self.program = RadianceProgram(SPEC, *state, rounded, grid.to(device), march, RATES, **sizes)
+        generator = torch.Generator().manual_seed(0)
+        origins = 2 * torch.nn.functional.normalize(torch.randn(count, 3, generator=generator), dim=1)
+        aims = 0.5 * torch.nn.functional.normalize(torch.randn(count, 3, generator=generator), dim=1)
+        directions = torch.nn.functional.normalize(aims - origins, dim=1)
+        self.rays = [t.to(device) for t in (origins, directions, torch.rand(count, 3), torch.rand(count, 3))]
+        self.steps = self.live = 0
+
+    def __call__(self) -> None:
+        self.live = self.program.run(*self.rays, step=self.steps, rate=0.0).live
+        self.steps += 1
+
+
 def make_cases(device: str, passed: Callable[[str], bool]) -> dict[str, Callable[[], object]]:
     """Name -> one run."""
     batch, start = moved(make_batch(RAYS, coherent=True), device), moved(start_parameters(1e-4), device)
@@ -98,6 +128,8 @@ def make_cases(device: str, passed: Callable[[str], bool]) -> dict[str, Callable
         cases[f"step under autograd {precision}"] = lambda t=training, p=precision: t.composed(batch, p)
         cases[f"networks forward {precision}"] = lambda p=precision: networks.forward(p)
         cases[f"networks forward+backward {precision}"] = lambda p=precision: networks.forward_backward(p)
+    if passed("bf16") and serves(start.table, "bf16"):
+        cases["program"] = ProgramSteps(start)
     cases["encode"] = lambda: encode_only(batch, start.table)
     cases["scatter"] = lambda: scatter_only(batch, start.table, gradient)
     cases["composite forward+backward"] = compositing(batch)
@@ -136,6 +168,9 @@ def main() -> int:
             for name, run in cases.items():
                 found.setdefault(name, []).append(milliseconds(run, wait))
         report["milliseconds"] = {name: statistics.median(values) for name, values in found.items()}
+        program = cases.get("program")
+        if isinstance(program, ProgramSteps):
+            report["program live"] = program.live
         fastest = min(v for k, v in report["milliseconds"].items() if k in ("step fp32", "step bf16"))
         report["torch over step"] = {
             name: value / fastest for name, value in report["milliseconds"].items() if name.startswith("torch")

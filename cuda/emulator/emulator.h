@@ -79,6 +79,15 @@ inline float half_to_float(std::uint16_t half) {
 }
 
 // To the nearest, ties to even.
+inline std::uint16_t half_of(float value) {
+  const std::uint16_t sign = std::signbit(value) ? 0x8000 : 0;
+  const float size = std::fabs(value);
+  if (value != value) return std::uint16_t(sign | 0x7fff);
+  if (size >= 65520.0f) return std::uint16_t(sign | 0x7c00);
+  const int exponent = size < 0x1p-14f ? -14 : std::ilogb(size);
+  const int steps = int(std::nearbyint(std::ldexp(size, 10 - exponent)));  // of the last place; 2048 carries over
+  return std::uint16_t(sign | (size < 0x1p-14f ? steps : ((exponent + 14) << 10) + steps));
+}
 inline std::uint16_t bf16_of(float value) {
   std::uint32_t bits;
   std::memcpy(&bits, &value, sizeof bits);
@@ -121,6 +130,12 @@ template <class T> T atomicAdd(T* place, T value) {
   do {
     sum = old + value;
   } while (!__atomic_compare_exchange(place, &old, &sum, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED));
+  return old;
+}
+inline unsigned atomicMax(unsigned* place, unsigned value) {
+  unsigned old = __atomic_load_n(place, __ATOMIC_RELAXED);
+  while (old < value && !__atomic_compare_exchange(place, &old, &value, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {
+  }
   return old;
 }
 inline unsigned atomicCAS(unsigned* place, unsigned expected, unsigned value) {

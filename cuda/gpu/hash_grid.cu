@@ -1,5 +1,5 @@
-// The hash grid encoding. Reading: one thread a (level, sample), samples of one level side by side, so that a warp
-// reads one level's entries. Adding to the table: the same, by atomic sums. Gradients of positions: one thread a
+// The hash grid encoding. Reading: (level, sample) after (level, sample), samples of one level side by side, so that a
+// warp reads one level's entries. Adding to the table: the same, by atomic sums. Gradients of positions: one thread a
 // sample, levels in order, so that they do not depend on the launch. Atomic sums of floats depend on their order; where
 // runs must repeat exactly, the same kernel sums fixed-point integers instead.
 #include "polyfield/hash_grid.h"
@@ -63,11 +63,11 @@ struct HashBatch {
   __device__ i64 width() const { return levels * channels; }
 };
 
+// One task: `sample` at level `number`.
 template <class T, class E>
-__device__ void hash_forward(const HashBatch& batch, const T* positions, const E* table, T* features, T* derivatives) {
-  const i64 task = thread_number();
-  if (task >= batch.levels * batch.samples) return;
-  const i64 number = task / batch.samples, sample = task % batch.samples, width = batch.width();
+__device__ void hash_forward_at(const HashBatch& batch, i64 number, i64 sample, const T* positions, const E* table,
+                                T* features, T* derivatives) {
+  const i64 width = batch.width();
   const Corners<T, E> corners(positions, sample, table, hash_level(batch.level_table, number), batch.channels);
   const auto write = [&](i64 c, const Trilinear<T>& blend) {
     const i64 column = number * batch.channels + c;
@@ -90,6 +90,12 @@ __device__ void hash_forward(const HashBatch& batch, const T* positions, const E
   }
 }
 
+template <class T, class E>
+__device__ void hash_forward(const HashBatch& batch, const T* positions, const E* table, T* features, T* derivatives) {
+  for (i64 task = thread_number(); task < batch.levels * batch.samples; task += thread_count())
+    hash_forward_at(batch, task / batch.samples, task % batch.samples, positions, table, features, derivatives);
+}
+
 // Where gradients of the table go: add(number of the parameter, value); pair(...) for two neighbours, the first even.
 template <class T> struct AddFloat {
   T* sums;
@@ -108,13 +114,10 @@ template <class T> struct AddFixed {
   }
 };
 
-// `derivatives_grad` may be null.
 template <class T, class Add>
-__device__ void hash_scatter(const HashBatch& batch, const T* positions, const T* features_grad,
-                             const T* derivatives_grad, const Add& add) {
-  const i64 task = thread_number();
-  if (task >= batch.levels * batch.samples) return;
-  const i64 number = task / batch.samples, sample = task % batch.samples, width = batch.width();
+__device__ void hash_scatter_at(const HashBatch& batch, i64 number, i64 sample, const T* positions,
+                                const T* features_grad, const T* derivatives_grad, const Add& add) {
+  const i64 width = batch.width();
   const HashLevel level = hash_level(batch.level_table, number);
   const T* p = positions + 3 * sample;
   HashCell<T> cell;
@@ -141,6 +144,14 @@ __device__ void hash_scatter(const HashBatch& batch, const T* positions, const T
       for (int k = 0; k < 8; ++k) add(place(k, c), corner[k]);
     }
   }
+}
+
+// `derivatives_grad` may be null.
+template <class T, class Add>
+__device__ void hash_scatter(const HashBatch& batch, const T* positions, const T* features_grad,
+                             const T* derivatives_grad, const Add& add) {
+  for (i64 task = thread_number(); task < batch.levels * batch.samples; task += thread_count())
+    hash_scatter_at(batch, task / batch.samples, task % batch.samples, positions, features_grad, derivatives_grad, add);
 }
 
 template <class T>
@@ -175,19 +186,19 @@ __device__ void hash_position_gradient(const HashBatch& batch, const T* position
 using namespace polyfield;
 
 #define PF_HASH_FORWARD(T, E, SUFFIX)                                                                               \
-  PF_KERNEL(pf_hash_encode_forward_##SUFFIX, (const T* positions, i64 n, const E* table, const double* level_table, \
+  PF_KERNEL(pf_hash_encode_forward_##SUFFIX, (const T* positions, Number n, const E* table, const double* level_table, \
                                               i64 levels, i64 channels, T* out)) {                                  \
     hash_forward<T, E>({level_table, n, levels, channels}, positions, table, out, nullptr);                         \
   }
 
 // sums (entries, channels) += ; those of the second kernel are integers, to be divided by scale (1,).
 #define PF_HASH_SCATTER(T, SUFFIX)                                                                                     \
-  PF_KERNEL(pf_hash_scatter_##SUFFIX, (const T* positions, i64 n, const double* level_table, i64 levels, i64 channels, \
+  PF_KERNEL(pf_hash_scatter_##SUFFIX, (const T* positions, Number n, const double* level_table, i64 levels, i64 channels, \
                                        const T* features_grad, const T* derivatives_grad, T* sums)) {                  \
     hash_scatter({level_table, n, levels, channels}, positions, features_grad, derivatives_grad, AddFloat<T>{sums});   \
   }                                                                                                                    \
   PF_KERNEL(pf_hash_scatter_fixed_##SUFFIX,                                                                            \
-            (const T* positions, i64 n, const double* level_table, i64 levels, i64 channels, const T* features_grad,   \
+            (const T* positions, Number n, const double* level_table, i64 levels, i64 channels, const T* features_grad, \
              const T* derivatives_grad, u64* sums, const double* scale)) {                                             \
     hash_scatter({level_table, n, levels, channels}, positions, features_grad, derivatives_grad,                       \
                  AddFixed<T>{sums, *scale});                                                                           \

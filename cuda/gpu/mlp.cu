@@ -366,12 +366,12 @@ PF_KERNEL(pf_mlp_pack_bf16, (const float* parameters, OperandB* packed, SHAPE_AR
 // x (rows, inputs), y and dy (rows, outputs); dx may be null.
 #define PF_MLP(WIDTH)                                                                                                 \
   PF_KERNEL(pf_mlp_forward_bf16_##WIDTH,                                                                              \
-            (const float* x, const float* parameters, const OperandB* packed, float* y, i64 rows, SHAPE_ARGUMENTS)) { \
+            (const float* x, const float* parameters, const OperandB* packed, float* y, Number rows, SHAPE_ARGUMENTS)) { \
     mlp_forward<WIDTH>(SHAPE, Matrix{x, rows, inputs}, packed, parameters, y);                                        \
   }                                                                                                                   \
   PF_KERNEL(pf_mlp_backward_bf16_##WIDTH,                                                                             \
             (const float* x, const float* parameters, const OperandB* packed, const float* dy, float* dx,             \
-             OperandA* scratch, i64 rows, SHAPE_ARGUMENTS)) {                                                         \
+             OperandA* scratch, Number rows, SHAPE_ARGUMENTS)) {                                                         \
     const MlpShape shape = SHAPE;                                                                                     \
     mlp_backward<WIDTH>(shape, Matrix{x, rows, inputs}, packed, parameters, Matrix{dy, rows, outputs}, dx,            \
                         Scratch{scratch, shape, (rows + 15) / 16});                                                   \
@@ -383,7 +383,7 @@ PF_MLP(128)
 
 // partials (slots, padded parameters): a warp each (slot, layer, 16 outputs, 64 inputs); `tasks` of them a slot.
 PF_KERNEL(pf_mlp_weight_gradient_bf16,
-          (OperandA * memory, float* partials, i64 slots, i64 tasks, i64 rows, SHAPE_ARGUMENTS)) {
+          (OperandA * memory, float* partials, i64 slots, i64 tasks, Number rows, SHAPE_ARGUMENTS)) {
   const MlpShape shape = SHAPE;
   const Scratch scratch{memory, shape, (rows + 15) / 16};
   const i64 slot = warp_number() / tasks;

@@ -1,8 +1,8 @@
 // What every .cu file stands on: how a kernel is declared, which element a thread works on, atomic sums and binary16.
 // No toolkit header: NVRTC alone compiles it, and g++ does with `emulator/emulator.h`.
 //
-// Arguments of kernels are those of the CPU library's functions: pointers, i64 for every integer, double for every
-// scalar, 8 bytes each. The launcher packs them without knowing the kernel.
+// Arguments of kernels are those of the CPU library's functions: pointers, i64 (or Number) for every integer, double for
+// every scalar, 8 bytes each. The launcher packs them without knowing the kernel.
 #pragma once
 #if defined(PF_EMULATOR)
 #include "emulator.h"
@@ -22,6 +22,12 @@ constexpr int kThreads = 256;
 __device__ __forceinline__ i64 thread_number() { return i64(blockIdx.x) * kThreads + threadIdx.x; }
 // How many threads there are, for loops with the stride of the launch.
 __device__ __forceinline__ i64 thread_count() { return i64(gridDim.x) * kThreads; }
+
+// An integer that may still lie on the device when the host launches: then the negated address of an i64.
+struct Number {
+  i64 coded;
+  __device__ operator i64() const { return coded >= 0 ? coded : *reinterpret_cast<const i64*>(-coded); }
+};
 
 // Raises *place to `value`, unless it is negative; NaN raises nothing.
 __device__ inline void atomic_raise(float* place, float value) {
@@ -51,9 +57,16 @@ struct Half {
   u16 bits;
 };
 
+// To the nearest, ties to even.
 #if defined(PF_EMULATOR)
 __device__ __forceinline__ float half_to_float(Half half) { return emulator::half_to_float(half.bits); }
+__device__ __forceinline__ Half float_to_half(float value) { return {emulator::half_of(value)}; }
 #else
+__device__ __forceinline__ Half float_to_half(float value) {
+  Half half;
+  asm("cvt.rn.f16.f32 %0, %1;" : "=h"(half.bits) : "f"(value));
+  return half;
+}
 __device__ __forceinline__ float half_to_float(Half half) {
   float value;
   asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(half.bits));

@@ -47,6 +47,7 @@ FILES = {
     "pf_march": "march",
     "pf_pack": "march",
     "pf_mlp": "mlp",
+    "pf_radiance": "radiance",
 }
 """Which file of `cuda/gpu` holds the kernels whose names begin so."""
 _EXACT = ("occupancy", "march")  # find what the CPU finds, bit for bit: products are not contracted into FMA
@@ -56,6 +57,31 @@ class Grid(NamedTuple):
     """The shape of a launch: blocks of `THREADS` threads."""
 
     blocks: int
+
+
+class Held(NamedTuple):
+    """An integer argument that the host does not know: an element of an int64 tensor on the device. For kernels that
+    take a `Number` (`cuda/gpu/prelude.h`)."""
+
+    tensor: Tensor
+    index: int = 0
+
+
+Argument = Tensor | Held | int | float | bool | None
+"""What a kernel is given: tensors (contiguous, on one device) and None become pointers, integers `i64`, floats
+`double`."""
+
+
+class Launch(NamedTuple):
+    """A launch that may be repeated: all its arguments stay as they are."""
+
+    name: str
+    grid: Grid
+    arguments: tuple[Argument, ...]
+
+    def run(self) -> None:
+        """`call` it."""
+        call(self.name, self.grid, *self.arguments)
 
 
 def one_thread_each(count: int, most_blocks: int = 2**31 - 1) -> Grid:
@@ -186,9 +212,8 @@ def _architecture(index: int) -> int:
     return driver().architecture(index)
 
 
-def call(name: str, grid: Grid, *arguments: Tensor | int | float | bool | None) -> None:
-    """Launch kernel `name` on torch's current stream. Tensors (contiguous, on one device) and None become pointers,
-    ints `i64`, floats `double`. An empty grid launches nothing.
+def call(name: str, grid: Grid, *arguments: Argument) -> None:
+    """Launch kernel `name` on torch's current stream. An empty grid launches nothing.
 
     Raises:
         NativeError: the launch failed.
@@ -206,6 +231,9 @@ def call(name: str, grid: Grid, *arguments: Tensor | int | float | bool | None) 
             device = value.device
             letters.append("Q")
             values.append(value.data_ptr())
+        elif isinstance(value, Held):
+            letters.append("q")
+            values.append(-(value.tensor.data_ptr() + 8 * value.index))
         else:
             letters.append("d" if isinstance(value, float) else "q")
             values.append(value)

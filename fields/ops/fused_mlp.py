@@ -317,10 +317,9 @@ def _forward(x: Tensor, parameters: Tensor, numbers: list[int], bf16: bool) -> T
     x, parameters = x.contiguous(), parameters.contiguous()
     y = x.new_empty(x.shape[0], numbers[1])
     if on_tensor_cores:
-        packed, name = _packed_on_cuda(parameters, numbers), f"pf_mlp_forward_bf16_{numbers[2]}"
-        rows = 16 if numbers[2] == 128 else 32  # of a warp
-        grid = _cuda.one_thread_each(32 * -(-x.shape[0] // rows))
-        _cuda.call(name, grid, x, parameters, packed, y, x.shape[0], *numbers)
+        network = TensorCoreNetwork(parameters, numbers)
+        network.pack().run()
+        network.forward(x, y).run()
         return y
     _cpu.call(f"pf_fused_mlp_forward_{_suffix(x, bf16)}", x, parameters, y, x.shape[0], *numbers)
     return y
@@ -361,12 +360,51 @@ def _padded(count: int) -> int:
     return (count + 15) // 16 * 16
 
 
-def _packed_on_cuda(parameters: Tensor, numbers: list[int]) -> Tensor:
-    """The weights in bfloat16 as the tensor cores read them, for both directions."""
-    count = sum(_padded(out) * _padded(size) for out, size in _spec_of(numbers).layer_shapes)
-    packed = parameters.new_empty(2 * count, dtype=torch.bfloat16)
-    _cuda.call("pf_mlp_pack_bf16", _cuda.one_thread_each(count // 2), parameters, packed, *numbers)
-    return packed
+class TensorCoreNetwork:
+    """The launches of a bf16 network on CUDA, and the buffers that they need. Final."""
+
+    def __init__(self, parameters: Tensor, numbers: list[int]) -> None:
+        """Args: parameters: (P,) float32. numbers: as `shape_numbers` gives them."""
+        self.parameters, self.numbers, self.spec = parameters, numbers, _spec_of(numbers)
+        count = sum(_padded(out) * _padded(size) for out, size in self.spec.layer_shapes)
+        self.packed = parameters.new_empty(2 * count, dtype=torch.bfloat16)
+
+    def pack(self) -> _cuda.Launch:
+        """Weights in bfloat16 as the tensor cores read them, for both directions; before anything else."""
+        grid = _cuda.one_thread_each(self.packed.numel() // 4)
+        return _cuda.Launch("pf_mlp_pack_bf16", grid, (self.parameters, self.packed, *self.numbers))
+
+    def forward(self, x: Tensor, y: Tensor, rows: _cuda.Held | None = None) -> _cuda.Launch:
+        """y (N, outputs) of x (N, inputs); of the first `rows` of them where given."""
+        each = 16 if self.spec.width == 128 else 32  # rows of a warp
+        grid = _cuda.one_thread_each(32 * -(-x.shape[0] // each))
+        arguments = (x, self.parameters, self.packed, y, x.shape[0] if rows is None else rows, *self.numbers)
+        return _cuda.Launch(f"pf_mlp_forward_bf16_{self.spec.width}", grid, arguments)
+
+    def backward(
+        self, x: Tensor, grad: Tensor, x_grad: Tensor | None, gradient: Tensor | None, rows: _cuda.Held | None = None
+    ) -> list[_cuda.Launch]:
+        """x_grad (N, inputs) and gradient (P,) from grad (N, outputs), N > 0."""
+        spec, tiles, shapes = self.spec, -(-x.shape[0] // 16), self.spec.layer_shapes
+        columns = sum(_padded(out) + _padded(size) for out, size in shapes)  # deltas and what enters each layer
+        columns += spec.width * spec.hidden_layers * (spec.hidden_activation in ("softplus", "sine"))  # slopes
+        scratch = x.new_empty(16 * tiles * columns, dtype=torch.bfloat16)
+        count = x.shape[0] if rows is None else rows
+        given = (x, self.parameters, self.packed, grad, x_grad, scratch, count, *self.numbers)
+        back = _cuda.Launch(f"pf_mlp_backward_bf16_{spec.width}", _cuda.one_thread_each(32 * tiles), given)
+        if gradient is None:
+            return [back]
+        slots = max(1, min(256, tiles // 16))
+        tasks = sum(_padded(out) // 16 * -(-size // 64) for out, size in shapes)
+        partials = x.new_empty(slots, sum(_padded(out) * (_padded(size) + spec.bias) for out, size in shapes))
+        grid = _cuda.one_thread_each(32 * slots * tasks)
+        sums = (scratch, partials, slots, tasks, count, *self.numbers)
+        total = (partials, slots, gradient, *self.numbers)
+        return [
+            back,
+            _cuda.Launch("pf_mlp_weight_gradient_bf16", grid, sums),
+            _cuda.Launch("pf_mlp_reduce", _cuda.one_thread_each(gradient.numel()), total),
+        ]
 
 
 def _backward_on_cuda(
@@ -377,26 +415,13 @@ def _backward_on_cuda(
     parameter_grad: Tensor | None,
     numbers: list[int],
 ) -> None:
-    rows, spec = x.shape[0], _spec_of(numbers)
-    if rows == 0:
+    if x.shape[0] == 0:
         if parameter_grad is not None:
             parameter_grad.zero_()
         return
-    tiles, shapes = -(-rows // 16), spec.layer_shapes
-    columns = sum(_padded(out) + _padded(size) for out, size in shapes)  # deltas and what enters each layer
-    columns += spec.width * spec.hidden_layers * (spec.hidden_activation in ("softplus", "sine"))  # slopes
-    scratch = x.new_empty(16 * tiles * columns, dtype=torch.bfloat16)
-    given = (x, parameters, _packed_on_cuda(parameters, numbers), grad, x_grad, scratch, rows, *numbers)
-    _cuda.call(f"pf_mlp_backward_bf16_{spec.width}", _cuda.one_thread_each(32 * tiles), *given)
-    if parameter_grad is None:
-        return
-    slots = max(1, min(256, tiles // 16))
-    tasks = sum(_padded(out) // 16 * -(-size // 64) for out, size in shapes)
-    partials = x.new_empty(slots, sum(_padded(out) * (_padded(size) + spec.bias) for out, size in shapes))
-    grid = _cuda.one_thread_each(32 * slots * tasks)
-    _cuda.call("pf_mlp_weight_gradient_bf16", grid, scratch, partials, slots, tasks, rows, *numbers)
-    grid = _cuda.one_thread_each(parameters.numel())
-    _cuda.call("pf_mlp_reduce", grid, partials, slots, parameter_grad, *numbers)
+    network = TensorCoreNetwork(parameters, numbers)
+    for launch in [network.pack(), *network.backward(x, grad, x_grad, parameter_grad)]:
+        launch.run()
 
 
 def _backward_fake(

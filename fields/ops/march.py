@@ -193,15 +193,41 @@ def _march(
 
 def _march_on_cuda(values: tuple[Any, ...], active: int, outputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     positions, distances, deltas, offsets, ends, dropped = outputs
+    total = torch.zeros_like(dropped)
     if active == 0:
         return positions, distances, deltas, offsets.zero_(), ends, dropped.zero_()
-    counts, grid = offsets.new_empty(active), _cuda.one_thread_each(active)
-    _cuda.call("pf_march_count_f32", grid, *values, counts, ends)
-    sums = counts.cumsum(0, dtype=torch.int64)
-    samples = (positions, distances, deltas)
-    _cuda.call("pf_march_write_f32", grid, *values, sums, *samples, offsets, ends, dropped.zero_())
-    total = int(offsets[-1])
-    return positions[:total], distances[:total], deltas[:total], offsets, ends, dropped
+    sums = running_sums(active, offsets)
+    samples = (positions, distances, deltas, offsets, ends, dropped.zero_(), total)
+    for launch in march_launches(values, active, sums, samples):
+        launch.run()
+    count = int(total)
+    return positions[:count], distances[:count], deltas[:count], offsets, ends, dropped
+
+
+def running_sums(count: int, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Room for the running sums of `count` elements (`cuda/gpu/scan.h`), on the device of `like`."""
+    blocks = _cuda.one_thread_each(count).blocks
+    return like.new_empty(count, dtype=torch.int32), like.new_empty(blocks, dtype=torch.int64)
+
+
+def march_launches(
+    values: tuple[Any, ...],
+    rays: int,
+    sums: tuple[Tensor, Tensor],
+    outputs: tuple[Tensor | None, ...],
+    scale: float = 1.0,
+    shift: float = 0.0,
+) -> tuple[_cuda.Launch, _cuda.Launch]:
+    """Marching of at most `rays` rays on CUDA.
+
+    Args:
+        values: what `PF_MARCH_INPUT` of `cuda/gpu/march.cu` lists.
+        outputs: positions, distances or None, deltas, offsets, cursor, dropped or None, total () int64.
+        scale, shift: positions are written as scale * position + shift.
+    """
+    grid = _cuda.one_thread_each(rays)
+    count = _cuda.Launch("pf_march_count_f32", grid, (*values, *sums, outputs[4]))
+    return count, _cuda.Launch("pf_march_write_f32", grid, (*values, *sums, scale, shift, *outputs))
 
 
 def _fake_march(origins: Tensor, directions: Tensor, near: Tensor, far: Tensor, *rest: Any) -> tuple[Tensor, ...]:

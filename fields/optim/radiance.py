@@ -1,7 +1,8 @@
 """The optimisation task of radiance fields: rays with known colours in, field and occupancy changed.
 
-Two paths compute the same step. The fused one (`ops.radiance_step`) serves grid-encoded fields; the composed one, under
-autograd, serves everything else: pose refinement, per-image exposure, distortion loss.
+Three paths compute the same step. The fused one (`ops.radiance_step`) serves grid-encoded fields; on a GPU with tensor
+cores `radiance_program` does it with the marching before it; the composed one, under autograd, serves everything else:
+pose refinement, per-image exposure, distortion loss.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from ..radiance import HashField
 from ..render.march import MarchConfig, PackedSamples, march_visible
 from ..render.occupancy import OccupancyGrid
 from .loop import StepResult
+from .radiance_program import RadianceProgram, serves
 
 
 class RayBatch(NamedTuple):
@@ -132,6 +134,14 @@ class RadianceTask:
             and config.distortion == 0
             and native_available(*(p for p, _ in self.parameters.values()))
         )
+        self._by_program = (
+            isinstance(field, HashField)
+            and self.fused
+            and field.contraction == "none"
+            and serves(field.encoding.table.detach(), config.precision)
+        )
+        self._program: RadianceProgram | None = None
+        self._skipped = 0
 
     # -- optim.loop.Task --------------------------------------------------------------------------------------------
 
@@ -139,12 +149,12 @@ class RadianceTask:
         if step % self.config.occupancy_every == 0:
             self._refresh_occupancy(step)
         batch = self.source.batch(step, self.ray_count)
+        if self._by_program:
+            return self._program_step(batch, step, lr_scale)
         samples = self._samples(batch, step)
         live = samples.rows.shape[0]
         if live == 0:
-            # Nothing to learn from: the field has emptied. Look everywhere again.
-            self.occupancy.reset()
-            return StepResult(float("nan"), False, {"rays": self.ray_count, "live": 0, "marched": 0})
+            return self._nothing_visible()
         run = self._fused_step if self.fused else self._composed_step
         loss, finite, squared = run(batch, samples, step, lr_scale)
         counts = {
@@ -152,9 +162,9 @@ class RadianceTask:
             "live": live,
             "marched": samples.marched,
             "dropped": samples.dropped,
-            "psnr": -10 * math.log10(max(squared, 1e-12)) if math.isfinite(squared) else float("nan"),
+            "psnr": _psnr(squared),
         }
-        self._adapt_rays(live)
+        self._adapt_rays(self.ray_count, live)
         return StepResult(loss, finite, counts)
 
     def tensors(self) -> dict[str, Tensor]:
@@ -204,17 +214,81 @@ class RadianceTask:
             jitter=True,
         )
 
-    def _adapt_rays(self, live: int) -> None:
-        """Next step's rays from this step's live samples, at most doubling or halving; a multiple of 16."""
-        wanted = self.ray_count * min(2.0, max(0.5, self.config.samples / live))
+    def _nothing_visible(self) -> StepResult:
+        """There is nothing to learn from: the field has emptied. Look everywhere again."""
+        self.occupancy.reset()
+        return StepResult(float("nan"), False, {"rays": self.ray_count, "live": 0, "marched": 0})
+
+    def _adapt_rays(self, rays: int, live: int) -> None:
+        """Next step's rays, given that `rays` had `live` samples; at most doubling or halving; a multiple of 16."""
+        wanted = rays * min(2.0, max(0.5, self.config.samples / live))
         self.ray_count = min(self.config.max_rays, max(256, int(wanted) // 16 * 16))
+
+    def _radiance_spec(self) -> RadianceSpec:
+        field = self.field
+        assert isinstance(field, HashField)
+        return RadianceSpec(
+            grid=field.config.grid,
+            density=field.density.spec,
+            color=field.color.spec,
+            sh_bands=field.config.sh_bands,
+            density_activation=field.density_activation,
+            loss=self.config.loss,
+            stop=self.march.stop,
+        )
+
+    def _optimised(self) -> tuple[RadianceParameters, RadianceParameters, RadianceParameters]:
+        """Parameters, first and second moments of a hash field."""
+        named = ("table", "density", "color")
+        parameters = RadianceParameters(*(self.parameters[n][0].detach() for n in named))
+        first, second = (RadianceParameters(*(self.moments[n][k] for n in named)) for k in range(2))
+        return parameters, first, second
+
+    def _rates(self, lr_scale: float) -> AdamRates:
+        return AdamRates(self.parameters["table"][1] * lr_scale, self.parameters["color"][1] * lr_scale)
+
+    def _make_program(self) -> RadianceProgram:
+        field = self.field
+        assert isinstance(field, HashField)
+        return RadianceProgram(
+            self._radiance_spec(),
+            *self._optimised(),
+            field.encoding.rounded_table(),
+            self.occupancy,
+            self.march,
+            self._rates(1.0),
+            extent=field.config.extent,
+            samples=self.config.samples,
+            max_rays=self.config.max_rays,
+            seed=self.seed,
+        )
+
+    def _program_step(self, batch: RayBatch, step: int, lr_scale: float) -> StepResult:
+        field = self.field
+        assert isinstance(field, HashField)
+        self._program = self._program or self._make_program()
+        field.encoding.rounded_table()  # anew where something else changed the table, as a roll-back does
+        rays = (batch.rays.origins, batch.rays.directions, batch.targets, batch.backgrounds)
+        seen = self._program.run(*rays, step=step, rate=lr_scale)
+        field.encoding.keep_rounded()
+        finite, self._skipped = seen.skipped == self._skipped, seen.skipped
+        if seen.live == 0:
+            return self._nothing_visible()
+        counts = {
+            "rays": seen.rays,
+            "live": seen.live,
+            "marched": seen.marched,
+            "dropped": seen.dropped,
+            "psnr": _psnr(seen.squared),
+        }
+        self._adapt_rays(seen.rays, seen.live)
+        return StepResult(seen.loss if finite else float("nan"), finite, counts)
 
     def _fused_step(
         self, batch: RayBatch, samples: PackedSamples, step: int, lr_scale: float
     ) -> tuple[float, bool, float]:
         field = self.field
         assert isinstance(field, HashField)
-        named = ("table", "density", "color")
         rounded = field.encoding.rounded_table() if self.config.precision == "bf16" else None
         out = radiance_step_(
             RadianceBatch(
@@ -227,19 +301,9 @@ class RadianceTask:
                 samples.rows,
                 samples.cache,
             ),
-            RadianceParameters(*(self.parameters[n][0].detach() for n in named)),
-            RadianceParameters(*(self.moments[n][0] for n in named)),
-            RadianceParameters(*(self.moments[n][1] for n in named)),
-            RadianceSpec(
-                grid=field.config.grid,
-                density=field.density.spec,
-                color=field.color.spec,
-                sh_bands=field.config.sh_bands,
-                density_activation=field.density_activation,
-                loss=self.config.loss,
-                stop=self.march.stop,
-            ),
-            AdamRates(self.parameters["table"][1] * lr_scale, self.parameters["color"][1] * lr_scale),
+            *self._optimised(),
+            self._radiance_spec(),
+            self._rates(lr_scale),
             step=step + 1,
             precision=self.config.precision,
             table_rounded=rounded,
@@ -297,6 +361,11 @@ class RadianceTask:
                         skip_untouched=name == "table",
                     )
         return loss.item(), finite, float(error.detach().square().mean())
+
+
+def _psnr(squared: float) -> float:
+    """dB of a mean squared error; NaN of one that is not finite."""
+    return -10 * math.log10(max(squared, 1e-12)) if math.isfinite(squared) else float("nan")
 
 
 def huber_loss(error: Tensor, delta: float = 0.1) -> Tensor:

@@ -11,6 +11,7 @@ import sys
 from typing import Any
 
 import torch
+from radiance_world import make_rays, make_world
 from torch import Tensor
 
 from polyfield.fields.ops import _cuda
@@ -104,6 +105,15 @@ def samples(distances: Tensor, deltas: Tensor, offsets: Tensor) -> None:
     distortion_loss(seen.weights, distances, deltas, offsets).sum().backward()
 
 
+def train_steps(n: int, device: str) -> None:
+    for deterministic in (False, True):
+        torch.use_deterministic_algorithms(deterministic)
+        program = make_world(device).program(samples=1024)
+        for step in range(2):
+            program.run(*make_rays(n, device, step), step=step, rate=1.0)
+    torch.use_deterministic_algorithms(False)
+
+
 def main() -> None:
     torch.set_default_device(sys.argv[1])
     probe = torch.zeros(1)
@@ -114,6 +124,7 @@ def main() -> None:
             encodings(n, dtype)
         networks(n)
         rays(n)
+        train_steps(n, sys.argv[1])
     print(*sorted(names))
 
 
