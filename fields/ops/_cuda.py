@@ -46,6 +46,7 @@ FILES = {
     "pf_occupancy": "occupancy",
     "pf_march": "march",
     "pf_pack": "march",
+    "pf_factored": "factored_grid",
     "pf_mlp": "mlp",
     "pf_radiance": "radiance",
 }

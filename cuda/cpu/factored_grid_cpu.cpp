@@ -1,0 +1,176 @@
+// The factored grid of a batch: a sample after the other, channels in vectors. Backward goes in blocks of samples small
+// enough for the cache: first the gradients of the factors' features, samples in parallel; then each factor's texels,
+// bands of rows in parallel. A texel is added to by one thread, in the order of the samples, so that results do not
+// depend on the threads.
+#include "parallel.h"
+#include "polyfield/factored_grid.h"
+#include "simd.h"
+
+namespace {
+
+using namespace polyfield;
+
+constexpr i64 kRun = 256;      // samples per task
+constexpr i64 kBlock = 2048;   // samples whose factor gradients are held at once
+
+struct Layout {
+  const GridFactor* factors;
+  i64 count, width;  // of factors; of the encoding
+
+  // How many factors the term has that begins with factor f.
+  i64 term(i64 f) const {
+    i64 end = f + 1;
+    while (end < count && factors[end].column == factors[f].column) ++end;
+    return end - f;
+  }
+  // Values of all factors of a sample.
+  i64 factor_width() const {
+    i64 sum = 0;
+    for (i64 f = 0; f < count; ++f) sum += factors[f].channels;
+    return sum;
+  }
+};
+
+// body(channel, V zero) over the channels of a term: vectors first, then the rest one by one.
+template <class T, class Body> inline __attribute__((always_inline)) void over_channels(i64 channels, const Body& body) {
+  i64 c = 0;
+  for (; c + kLanes<T> <= channels; c += kLanes<T>) body(c, Vec<T>{});
+  for (; c < channels; ++c) body(c, T(0));
+}
+template <class T> inline __attribute__((always_inline)) Vec<T> read(const T* p, Vec<T>) { return load(p); }
+template <class T> inline __attribute__((always_inline)) T read(const T* p, T) { return *p; }
+template <class T> inline __attribute__((always_inline)) void write(T* p, Vec<T> v) { store(p, v); }
+template <class T> inline __attribute__((always_inline)) void write(T* p, T v) { *p = v; }
+template <class T> inline T total(Vec<T> v) {
+  T sum = T(0);
+  for (int lane = 0; lane < kLanes<T>; ++lane) sum += v[lane];
+  return sum;
+}
+template <class T> inline T total(T v) { return v; }
+
+template <class T> void forward_sample(const Layout& layout, const T* x, const T* parameters, T* out) {
+  for (i64 f = 0; f < layout.count; f += layout.term(f)) {
+    const i64 factors = layout.term(f);
+    FactorCell<T> cells[kMostFactors];
+    for (i64 k = 0; k < factors; ++k) cells[k] = FactorCell<T>(layout.factors[f + k], x);
+    T* row = out + layout.factors[f].column;
+    over_channels<T>(layout.factors[f].channels, [&](i64 c, auto zero) {
+      using V = decltype(zero);
+      V product = zero + T(1);
+      for (i64 k = 0; k < factors; ++k)
+        product *= blend<V>(cells[k], cells[k].weight, [&](i64 place) { return read(parameters + place + c, zero); });
+      write(row + c, product);
+    });
+  }
+}
+
+// Gradients of the factors' features into `factor_gradient` (factor after factor), where not null, and of the position.
+template <bool NeedX, class T>
+void backward_sample(const Layout& layout, const T* x, const T* parameters, const T* gradient, T* factor_gradient,
+                     T* x_gradient) {
+  T along[3] = {T(0), T(0), T(0)};
+  for (i64 f = 0; f < layout.count; f += layout.term(f)) {
+    const i64 factors = layout.term(f), channels = layout.factors[f].channels;
+    FactorCell<T> cells[kMostFactors];
+    for (i64 k = 0; k < factors; ++k) cells[k] = FactorCell<T>(layout.factors[f + k], x);
+    const T* row = gradient + layout.factors[f].column;
+    over_channels<T>(channels, [&](i64 c, auto zero) {
+      using V = decltype(zero);
+      const auto texel = [&](i64 place) { return read(parameters + place + c, zero); };
+      V value[kMostFactors];
+      for (i64 k = 0; k < factors; ++k) value[k] = blend<V>(cells[k], cells[k].weight, texel);
+      const V g = read(row + c, zero);
+      for (i64 k = 0; k < factors; ++k) {
+        V mine = g;
+        for (i64 other = 0; other < factors; ++other)
+          if (other != k) mine *= value[other];
+        if (factor_gradient) write(factor_gradient + k * channels + c, mine);
+        if (!NeedX) continue;
+        const GridFactor& factor = layout.factors[f + k];
+        along[factor.axis_a] += total<T>(V(mine * blend<V>(cells[k], cells[k].along_a, texel)));
+        if (factor.axis_b >= 0) along[factor.axis_b] += total<T>(V(mine * blend<V>(cells[k], cells[k].along_b, texel)));
+      }
+    });
+    if (factor_gradient) factor_gradient += factors * channels;
+  }
+  for (int a = 0; NeedX && a < 3; ++a) x_gradient[a] = along[a];
+}
+
+// Adds gradients of one factor's features (samples, stride) to its texels of rows low to high - 1.
+template <class T>
+void scatter(const GridFactor& factor, const T* x, i64 samples, const T* gradients, i64 stride, i64 low, i64 high,
+             T* parameter_gradient) {
+  const bool line = factor.axis_b < 0;
+  for (i64 n = 0; n < samples; ++n) {
+    const T* position = x + 3 * n;
+    const i64 row = line ? GridPlace<T>(position[factor.axis_a], factor.resolution_a).low
+                         : GridPlace<T>(position[factor.axis_b], factor.resolution_b).low;
+    if (row + 1 < low || row >= high) continue;
+    const FactorCell<T> cell(factor, position);
+    const T* gradient = gradients + n * stride;
+    for (int k = 0; k < cell.corners; ++k) {
+      const i64 at = row + (line ? k : k >> 1);
+      if (at < low || at >= high) continue;
+      T* texel = parameter_gradient + cell.place[k];
+      const T weight = cell.weight[k];
+      over_channels<T>(factor.channels, [&](i64 c, auto zero) {
+        write(texel + c, read(texel + c, zero) + read(gradient + c, zero) * weight);
+      });
+    }
+  }
+}
+
+template <class T>
+void backward(const Layout& layout, const T* x, i64 n, const T* parameters, const T* gradient, T* x_gradient,
+              T* parameter_gradient, i64 threads) {
+  static thread_local Scratch<T> scratch;
+  const i64 stride = layout.factor_width();
+  T* held = parameter_gradient ? scratch.reserve(min_of(n, kBlock) * stride) : nullptr;
+  const i64 bands = max_of((4 * threads + layout.count - 1) / layout.count, i64(1));
+  for (i64 begin = 0; begin < n; begin += kBlock) {
+    const i64 count = min_of(n - begin, kBlock);
+    const T* block = x + 3 * begin;
+    parallel_chunks(threads, count, kRun, [&](i64 first, i64 last) {
+      for (i64 i = first; i < last; ++i) {
+        const T* g = gradient + (begin + i) * layout.width;
+        T* mine = held ? held + i * stride : nullptr;
+        if (x_gradient) {
+          backward_sample<true>(layout, block + 3 * i, parameters, g, mine, x_gradient + 3 * (begin + i));
+        } else {
+          backward_sample<false>(layout, block + 3 * i, parameters, g, mine, static_cast<T*>(nullptr));
+        }
+      }
+    });
+    if (!held) continue;
+    parallel_for(threads, layout.count * bands, [&](i64 task) {
+      const i64 f = task / bands, band = task % bands;
+      i64 column = 0;
+      for (i64 before = 0; before < f; ++before) column += layout.factors[before].channels;
+      const GridFactor& factor = layout.factors[f];
+      const i64 rows = factor.axis_b < 0 ? factor.resolution_a : factor.resolution_b;
+      scatter(factor, block, count, held + column, stride, rows * band / bands, rows * (band + 1) / bands,
+              parameter_gradient);
+    });
+  }
+}
+
+}  // namespace
+
+// layout (factors, 7) is an array of GridFactor. x (n, 3), out and grad (n, width). x_gradient (n, 3) and
+// parameter_gradient (P,), zero before, may be null.
+#define PF_FACTORED(T, SUFFIX)                                                                                      \
+  PF_API void pf_factored_encode_forward_##SUFFIX(const T* x, i64 n, const T* parameters, const GridFactor* layout, \
+                                                  i64 factors, i64 width, T* out, i64 threads) {                    \
+    const Layout grid{layout, factors, width};                                                                      \
+    parallel_chunks(threads, n, kRun, [&](i64 begin, i64 end) {                                                     \
+      for (i64 i = begin; i < end; ++i) forward_sample(grid, x + 3 * i, parameters, out + i * width);               \
+    });                                                                                                             \
+  }                                                                                                                 \
+  PF_API void pf_factored_encode_backward_##SUFFIX(const T* x, i64 n, const T* parameters, const GridFactor* layout, \
+                                                   i64 factors, i64 width, const T* grad, T* x_gradient,            \
+                                                   T* parameter_gradient, i64 threads) {                            \
+    backward<T>({layout, factors, width}, x, n, parameters, grad, x_gradient, parameter_gradient, threads);         \
+  }
+
+PF_FACTORED(float, f32)
+PF_FACTORED(double, f64)
