@@ -29,14 +29,14 @@ from ..fields.model import Model
 from ..fields.ops import _cpu
 from ..fields.optim.loop import Clock, LoopConfig, LoopState, optimise
 from ..fields.optim.radiance import RadianceTask
-from ..fields.radiance.hash import HashField
+from ..fields.radiance import FIELDS
 from ..fields.render import BACKGROUNDS, OccupancyGrid, render, render_rays
 from .device import Device, pick_device
-from .presets import Preset, hash_preset
+from .presets import Preset, hash_preset, planes_preset
 from .rays import SceneRays
 from .scene import Scene
 
-PRESETS: dict[str, Callable[[Scene], Preset]] = {"hash": hash_preset}
+PRESETS: dict[str, Callable[[Scene], Preset]] = {"hash": hash_preset, "planes": planes_preset}
 """Model kind -> what to train it with, by looking at the scene."""
 
 
@@ -44,7 +44,7 @@ PRESETS: dict[str, Callable[[Scene], Preset]] = {"hash": hash_preset}
 class TrainOptions:
     """What a user decides about a training run."""
 
-    model: Literal["hash"] = "hash"
+    model: Literal["hash", "planes"] = "hash"
     """Kind of field."""
     max_steps: int | None = None
     """Total optimisation steps. Default: by time."""
@@ -191,7 +191,8 @@ class _Session:
         )
         field = dataclasses.replace(preset.field, precision=self.precision)
         self.preset = preset = dataclasses.replace(preset, task=task, field=field)
-        self.field = HashField(preset.field, seed=options.seed).to(self.device)
+        field = FIELDS[options.model][0]
+        self.field = field(preset.field, seed=options.seed).to(self.device)
         self.occupancy = OccupancyGrid(cascades=preset.cascades, resolution=preset.resolution).to(self.device)
         poses = None
         if options.refine_poses:

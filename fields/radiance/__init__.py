@@ -1,7 +1,14 @@
 """Assembled radiance fields, one architecture a file, and the table that names them."""
 
+from .encoded import EncodedField as EncodedField
+from .encoded import EncodedFieldConfig as EncodedFieldConfig
 from .hash import HashField as HashField
 from .hash import HashFieldConfig as HashFieldConfig
+from .planes import PlanesField as PlanesField
+from .planes import PlanesFieldConfig as PlanesFieldConfig
 
-FIELDS = {"hash": (HashField, HashFieldConfig)}
+FIELDS: dict[str, tuple[type[EncodedField], type[EncodedFieldConfig]]] = {
+    "hash": (HashField, HashFieldConfig),
+    "planes": (PlanesField, PlanesFieldConfig),
+}
 """Name on the command line and in files -> (class, config class)."""

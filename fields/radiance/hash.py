@@ -1,129 +1,32 @@
-"""The hash-grid radiance field: what a scene is when its features live in a multiresolution hash table.
-
-Architecture of instant-ngp (Müller et al. 2022, arXiv 2201.05989, section 5.4): hash encoding -> density network (one
-hidden layer) -> raw density and 15 features; features and spherical harmonics of the direction -> colour network (two
-hidden layers) -> sigmoid. One difference: the raw density itself is not an input of the colour network, so that block 2
-sees what other fields can provide.
-"""
+"""The hash-grid radiance field: what a scene is when its features live in a multiresolution hash table (instant-ngp)."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
 
 import torch
-from torch import Tensor
 
-from ..base import Geometry, RadianceField
 from ..encodings import HashGridEncoding
-from ..errors import ConfigError
-from ..geometry import CONTRACTIONS
-from ..networks import MLP
-from ..ops.fused_mlp import MlpSpec
 from ..ops.hash_encode import HashGridSpec
-from ..ops.spherical_harmonics import spherical_harmonics
+from .encoded import EncodedField, EncodedFieldConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class HashFieldConfig:
+class HashFieldConfig(EncodedFieldConfig):
     """What a `HashField` is made of."""
 
     grid: HashGridSpec = field(default_factory=HashGridSpec)
     """The table: levels, channels, resolutions, size."""
-    extent: float = 1.0
-    """Half side of the cube around the origin that the grid covers, scene units (ignored with a contraction)."""
-    contraction: str = "none"
-    """How space beyond the unit region is folded into the grid: a key of `CONTRACTIONS`; "none" clips at the cube."""
-    features: int = 15
-    """F, the features that block 1 hands to block 2 (PVD's number)."""
-    density_width: int = 64
-    """Width of the density network (16, 32, 64 or 128), one hidden layer."""
-    color_width: int = 64
-    """Width of the colour network."""
-    color_layers: int = 2
-    """Hidden layers of the colour network (1 to 4)."""
-    sh_bands: int = 4
-    """Bands of spherical harmonics of the direction: sh_bands^2 values."""
-    density_activation: Literal["exp", "softplus", "relu"] = "exp"
-    """Applied in compositing; see `ops.activations`."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """Of the networks' multiplications, and of table reads that need no gradients (float16); parameters and sums stay
-    float32."""
-    lr: float = 2e-2
-    """Adam's learning rate of table and networks; twice instant-ngp's, whose batches are larger and runs longer."""
-
-    def __post_init__(self) -> None:
-        if self.contraction not in CONTRACTIONS:
-            raise ConfigError(f"contraction must be one of {', '.join(CONTRACTIONS)}; got {self.contraction!r}")
-        if not self.extent > 0:
-            raise ConfigError(f"extent must be positive (scene units); got {self.extent}")
-        if not 1 <= self.features <= 15:
-            raise ConfigError(f"features must be 1 to 15; got {self.features}")
-        if not 1 <= self.sh_bands <= 4:
-            raise ConfigError(f"sh_bands must be 1 to 4; got {self.sh_bands}")
 
 
-class HashField(RadianceField):
-    """Final. See the module. Parameters: `encoding.table`, `density.parameters_flat`, `color.parameters_flat`."""
+class HashField(EncodedField):
+    """Final. See the module."""
+
+    config: HashFieldConfig
+    encoding: HashGridEncoding
 
     def __init__(self, config: HashFieldConfig | None = None, *, seed: int = 0) -> None:
-        super().__init__()
-        self.config = config = config or HashFieldConfig()
+        config = config or HashFieldConfig()
         generator = torch.Generator().manual_seed(seed)
-        self.density_activation = config.density_activation
-        self.contraction = config.contraction
-        self.feature_count = config.features
-        reach = config.extent if config.contraction == "none" else float("inf")
-        self.bounds = torch.tensor([[-reach] * 3, [reach] * 3])
-        self.encoding = HashGridEncoding(config.grid, generator=generator, precision=config.precision)
-        self.density = MLP(
-            MlpSpec(
-                inputs=config.grid.features,
-                outputs=1 + config.features,
-                width=config.density_width,
-                hidden_layers=1,
-            ),
-            precision=config.precision,
-            generator=generator,
-        )
-        self.color = MLP(
-            MlpSpec(
-                inputs=config.features + config.sh_bands**2,
-                outputs=3,
-                width=config.color_width,
-                hidden_layers=config.color_layers,
-                output_activation="sigmoid",
-            ),
-            precision=config.precision,
-            generator=generator,
-        )
-
-    def to_unit(self, x: Tensor) -> Tensor:
-        """Scene positions (N, 3) to the grid's [0, 1]^3."""
-        if self.contraction == "none":
-            return x * (0.5 / self.config.extent) + 0.5
-        return CONTRACTIONS[self.contraction](x) * 0.25 + 0.5
-
-    def geometry(self, x: Tensor, *, time: Tensor | None = None, footprint: Tensor | None = None) -> Geometry:
-        out = self.density(self.encoding(self.to_unit(x)))
-        return Geometry(out[:, 0], out[:, 1:])
-
-    def radiance(
-        self,
-        features: Tensor,
-        directions: Tensor,
-        *,
-        x: Tensor | None = None,
-        normals: Tensor | None = None,
-        appearance: Tensor | None = None,
-    ) -> Tensor:
-        basis = spherical_harmonics(directions, self.config.sh_bands)
-        return self.color(torch.cat([features, basis], dim=-1))
-
-    def parameter_groups(self) -> list[dict[str, Any]]:
-        lr = self.config.lr
-        return [
-            {"name": "table", "params": [self.encoding.table], "lr": lr},
-            {"name": "density", "params": list(self.density.parameters()), "lr": lr},
-            {"name": "color", "params": list(self.color.parameters()), "lr": lr},
-        ]
+        encoding = HashGridEncoding(config.grid, generator=generator, precision=config.precision)
+        super().__init__(config, encoding, generator)

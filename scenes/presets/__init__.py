@@ -1,4 +1,5 @@
 """What to train with, by capture kind and model kind."""
 
-from .hash import Preset as Preset
 from .hash import hash_preset as hash_preset
+from .planes import planes_preset as planes_preset
+from .preset import Preset as Preset

@@ -1,0 +1,54 @@
+"""Everything that a training run is set up from, and what of it depends on the capture alone."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+from ...fields.optim.radiance import RadianceTaskConfig
+from ...fields.radiance import EncodedFieldConfig
+from ...fields.render import MarchConfig
+from ..scene import Scene
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preset:
+    """Everything that a training run is set up from."""
+
+    field: EncodedFieldConfig
+    march: MarchConfig
+    task: RadianceTaskConfig
+    cascades: int
+    """Occupancy cascades: the outermost spans [-2^(cascades-1), 2^(cascades-1)]^3."""
+    resolution: int = 128
+    """Cells per axis of a cascade."""
+
+    @property
+    def extent(self) -> float:
+        """Half side of the outermost cascade, scene units."""
+        return float(2 ** (self.cascades - 1))
+
+    def for_reference(self) -> Preset:
+        """Less work per step, for machines without the native library: torch's references are some 50 times slower."""
+        task = replace(self.task, samples=1 << 14, first_rays=512, max_rays=1 << 13)
+        return replace(self, task=task, resolution=64)
+
+    def for_cuda(self) -> Preset:
+        """Larger and fewer steps, with the settings of instant-ngp: a GPU is filled by 2^18 samples, not by 2^16."""
+        task = replace(self.task, samples=1 << 18, max_rays=1 << 18)
+        return replace(self, task=task, field=replace(self.field, lr=1e-2))
+
+
+def preset_of(scene: Scene, field: EncodedFieldConfig) -> Preset:
+    """Settings that depend on how the scene was captured.
+
+    Object captures fill the unit box; forward-facing and 360-degree captures get cascades around it, out to 8 times the
+    distance of the farthest camera (at least to 4), with steps that grow with distance: faster than instant-ngp's
+    1/256, since a ray through the haze that such a scene begins as must not use up the samples of ten others.
+    """
+    if scene.kind == "object":
+        return Preset(field=field, march=MarchConfig(), task=RadianceTaskConfig(), cascades=1)
+    reach = float(scene.cameras.centres().norm(dim=-1).max())
+    cascades = min(5, max(3, 1 + math.ceil(math.log2(max(reach, 1e-3) * 4))))
+    march = MarchConfig(cone_angle=1 / 64 if scene.kind == "forward" else 1 / 128)
+    return Preset(field=field, march=march, task=RadianceTaskConfig(), cascades=cascades)
