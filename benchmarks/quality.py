@@ -124,6 +124,7 @@ def _occupied(model: Model, points: torch.Tensor) -> torch.Tensor:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("scene", help="a folder with posed photos, or 'demo'")
+    parser.add_argument("--model", default="hash", help="kind of field, as of polyfield train")
     parser.add_argument("--max-seconds", type=float, default=120.0)
     parser.add_argument("--max-steps", type=int, help="instead of --max-seconds")
     parser.add_argument("--downscale", type=int, default=1)
@@ -147,7 +148,15 @@ def main() -> int:
         scene = None
         for seed in range(options.first_seed, options.first_seed + options.runs):
             out = folder / f"run-{seed}"
-            extra = [*length, "--downscale", str(options.downscale), "--precision", options.precision]
+            extra = [
+                *length,
+                "--model",
+                options.model,
+                "--downscale",
+                str(options.downscale),
+                "--precision",
+                options.precision,
+            ]
             cold = train(options.scene, out, [*extra, "--device", options.device, "--seed", str(seed)])
             run = {"cold_start_seconds": cold, **read_run(out)}
             scene = scene or load_scene(options.scene, downscale=options.downscale)

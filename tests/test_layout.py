@@ -13,7 +13,12 @@ from helpers import layout
 ROOT = Path(__file__).resolve().parents[1]
 
 # Operators whose native files are named after the thing and not after the deed.
-NATIVE_NAMES = {"hash_encode": "hash_grid", "frequency_encode": "frequency", "fused_mlp": "mlp"}
+NATIVE_NAMES = {
+    "hash_encode": "hash_grid",
+    "factored_encode": "factored_grid",
+    "frequency_encode": "frequency",
+    "fused_mlp": "mlp",
+}
 
 RULES = {
     "floors": layout.upward_imports,

@@ -1,7 +1,7 @@
 """What grid-encoded radiance fields have in common: an encoding of positions, then two small networks.
 
-After instant-ngp (Mueller et al. 2022, arXiv 2201.05989, section 5.4): encoding -> density network (one hidden layer) ->
-raw density and F features; features and spherical harmonics of the direction -> colour network -> sigmoid. One
+After instant-ngp (Mueller et al. 2022, arXiv 2201.05989, section 5.4): encoding -> density network (one hidden layer)
+-> raw density and F features; features and spherical harmonics of the direction -> colour network -> sigmoid. One
 difference: the raw density itself is not an input of the colour network, so that block 2 sees what other fields can
 provide.
 """

@@ -1,4 +1,4 @@
-"""The hash-grid radiance field: what a scene is when its features live in a multiresolution hash table (instant-ngp)."""
+"""The hash-grid radiance field: what a scene is when its features live in a multiresolution hash table."""
 
 from __future__ import annotations
 

@@ -40,7 +40,11 @@ def same_models(a: Path, b: Path) -> bool:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("changes", [{}, {"exposure": True}, {"distortion": 0.01}, {"refine_poses": True}], ids=str)
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"exposure": True}, {"distortion": 0.01}, {"refine_poses": True}, {"model": "planes"}],
+    ids=str,
+)
 def test_a_ball_is_learned(tmp_path, changes):
     # Ten views of 24 pixels do not determine the ball: held-out views score 15 to 21 dB by the luck of the seed. Of 46
     # views it is learned to 29.7 to 32.9 dB for every seed and change tried; an all-white picture scores about 11 dB.

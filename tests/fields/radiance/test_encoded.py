@@ -1,27 +1,42 @@
-"""The hash field keeps the contract of radiance fields."""
+"""Fields of an encoding and two networks keep the contract of radiance fields."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from polyfield.fields import HashField, HashFieldConfig
 from polyfield.fields.errors import ConfigError
 from polyfield.fields.ops.hash_encode import HashGridSpec
+from polyfield.fields.radiance import FIELDS, EncodedField, HashFieldConfig, PlanesFieldConfig
 
-SMALL = HashGridSpec(levels=4, base_resolution=4, finest_resolution=32, log2_table_size=10)
+SMALL = {
+    "hash": {"grid": HashGridSpec(levels=4, base_resolution=4, finest_resolution=32, log2_table_size=10)},
+    "planes": {"base_resolution": 8, "multipliers": (1, 3), "channels": 6},
+}
+SCALE = {"hash": 3e3, "planes": 3.0}
+"""What makes the features of an untrained table matter."""
 
 
-def make_field(**changes) -> HashField:
-    field = HashField(HashFieldConfig(grid=SMALL, **changes), seed=1)
+@pytest.fixture(params=SMALL)
+def kind(request) -> str:
+    return request.param
+
+
+def make_field(kind: str, seed: int = 1, **changes) -> EncodedField:
+    cls, config = FIELDS[kind]
+    field = cls(config(**SMALL[kind], **changes), seed=seed)  # type: ignore[call-arg]
     with torch.no_grad():
-        field.encoding.table.mul_(3e3)  # so that features matter
+        field.encoding.table.mul_(SCALE[kind])
     return field
 
 
+def test_every_field_is_tested_here():
+    assert set(SMALL) == set(FIELDS)
+
+
 @pytest.mark.parametrize("count", [0, 1, 33])
-def test_shapes_are_those_of_the_contract(count):
-    field = make_field()
+def test_shapes_are_those_of_the_contract(kind, count):
+    field = make_field(kind)
     x, d = torch.rand(count, 3) * 2 - 1, torch.nn.functional.normalize(torch.randn(count, 3), dim=1)
     geometry = field.geometry(x)
     assert geometry.density_raw.shape == (count,)
@@ -31,29 +46,29 @@ def test_shapes_are_those_of_the_contract(count):
     assert bool(((rgb >= 0) & (rgb <= 1)).all())
 
 
-def test_density_does_not_depend_on_direction_and_colour_does():
-    field = make_field()
+def test_density_does_not_depend_on_direction_and_colour_does(kind):
+    field = make_field(kind)
     features = field.geometry(torch.rand(50, 3) * 2 - 1).features
     a = torch.nn.functional.normalize(torch.randn(50, 3), dim=1)
     assert float((field.radiance(features, a) - field.radiance(features, -a)).detach().abs().max()) > 1e-4
 
 
 @pytest.mark.parametrize("extent", [1.0, 4.0])
-def test_outside_its_bounds_a_field_answers_as_at_the_nearest_point(extent):
-    field = make_field(extent=extent)
+def test_outside_its_bounds_a_field_answers_as_at_the_nearest_point(kind, extent):
+    field = make_field(kind, extent=extent)
     x = torch.randn(200, 3) * 3 * extent
     inside = x.clamp(-extent, extent)
     torch.testing.assert_close(field.geometry(x).density_raw, field.geometry(inside).density_raw)
 
 
-def test_contraction_covers_all_of_space():
-    field = make_field(contraction="sphere")
+def test_contraction_covers_all_of_space(kind):
+    field = make_field(kind, contraction="sphere")
     unit = field.to_unit(torch.randn(500, 3) * torch.logspace(-3, 6, 500)[:, None])
     assert bool(((unit >= 0) & (unit <= 1)).all())
 
 
-def test_gradients_reach_every_parameter_and_the_position():
-    field = make_field()
+def test_gradients_reach_every_parameter_and_the_position(kind):
+    field = make_field(kind)
     x = (torch.rand(100, 3) * 2 - 1).requires_grad_()
     geometry = field.geometry(x)
     loss = geometry.density_raw.sum() + field.radiance(geometry.features, torch.eye(3)[torch.arange(100) % 3]).sum()
@@ -63,8 +78,8 @@ def test_gradients_reach_every_parameter_and_the_position():
     assert all(p.grad is not None and float(p.grad.abs().sum()) > 0 for p in field.parameters())
 
 
-def test_one_seed_gives_one_field():
-    a, b, c = (HashField(HashFieldConfig(grid=SMALL), seed=s).state_dict() for s in (3, 3, 4))
+def test_one_seed_gives_one_field(kind):
+    a, b, c = (make_field(kind, seed).state_dict() for seed in (3, 3, 4))
     assert all(torch.equal(a[k], b[k]) for k in a)
     assert not all(torch.equal(a[k], c[k]) for k in a)
 
@@ -81,3 +96,9 @@ def test_one_seed_gives_one_field():
 def test_settings_out_of_range_are_named(changes, text):
     with pytest.raises(ConfigError, match=text):
         HashFieldConfig(**changes)
+
+
+def test_planes_need_whole_multipliers():
+    for multipliers in ((), (0, 1)):
+        with pytest.raises(ConfigError, match="multipliers must be whole numbers from 1 on"):
+            PlanesFieldConfig(multipliers=multipliers)
