@@ -12,6 +12,7 @@ maps them to [0, 1]^3. Density is per unit length of the scene frame. Directions
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -71,3 +72,22 @@ class RadianceField(nn.Module, ABC):
     @abstractmethod
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Groups for an optimiser: dicts with `name`, `params` and `lr`."""
+
+    def grow(self, progress: float, occupied: Callable[[], Tensor]) -> bool:
+        """Refine the representation as its training goes on; called before every step. Most fields never do.
+
+        Args:
+            progress: share of the training that is done, 0 to 1.
+            occupied: gives (2, 3) lower and upper corner of where there may be density, scene frame.
+
+        Returns:
+            True where parameters were replaced by others, of the same names: an optimiser's state of them is void.
+        """
+        return False
+
+    def growth(self) -> dict[str, Any]:
+        """How far it has grown, as JSON values."""
+        return {}
+
+    def regrow(self, growth: dict[str, Any]) -> None:
+        """Take the shape that `growth` described; values are then undefined."""

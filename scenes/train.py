@@ -32,11 +32,11 @@ from ..fields.optim.radiance import RadianceTask
 from ..fields.radiance import FIELDS
 from ..fields.render import BACKGROUNDS, OccupancyGrid, render, render_rays
 from .device import Device, pick_device
-from .presets import Preset, hash_preset, planes_preset
+from .presets import Preset, hash_preset, planes_preset, tensor_preset
 from .rays import SceneRays
 from .scene import Scene
 
-PRESETS: dict[str, Callable[[Scene], Preset]] = {"hash": hash_preset, "planes": planes_preset}
+PRESETS: dict[str, Callable[[Scene], Preset]] = {"hash": hash_preset, "planes": planes_preset, "tensor": tensor_preset}
 """Model kind -> what to train it with, by looking at the scene."""
 
 
@@ -44,7 +44,7 @@ PRESETS: dict[str, Callable[[Scene], Preset]] = {"hash": hash_preset, "planes": 
 class TrainOptions:
     """What a user decides about a training run."""
 
-    model: Literal["hash", "planes"] = "hash"
+    model: Literal["hash", "planes", "tensor"] = "hash"
     """Kind of field."""
     max_steps: int | None = None
     """Total optimisation steps. Default: by time."""
@@ -300,6 +300,7 @@ class _Session:
             raise ConfigError(
                 f"{path} is of a run with other settings ({', '.join(differing)}); resume with the same ones"
             )
+        self.task.load_scalars(header["task"])
         current = self.task.tensors()
         if set(current) != set(tensors) or any(current[k].shape != tensors[k].shape for k in current):
             raise FormatError(f"{path}: its tensors are not those of this run")
@@ -309,7 +310,6 @@ class _Session:
         self.occupancy.load_state_dict(
             {k.removeprefix("occupancy."): v for k, v in tensors.items() if k.startswith("occupancy.")}
         )
-        self.task.load_scalars(header["task"])
         self.state = LoopState.from_dict(header["loop"])
         self._cut_log(self.state.step)
         return self.state

@@ -17,6 +17,17 @@ def k_planes(base_resolution: int, multipliers: tuple[int, ...], channels: int) 
     return FactoredGridSpec(terms=tuple(terms))
 
 
+def vector_matrix(resolution: tuple[int, int, int], channels: int) -> FactoredGridSpec:
+    """xy * z, xz * y and yz * x, `channels` components each (TensoRF VM; Chen et al. 2022, equation 3)."""
+    pairs = (("xy", "z"), ("xz", "y"), ("yz", "x"))
+    return FactoredGridSpec(terms=tuple(Term(factors=p, channels=channels, resolution=resolution) for p in pairs))
+
+
+def vectors(resolution: tuple[int, int, int], channels: int) -> FactoredGridSpec:
+    """x * y * z, `channels` components (TensoRF CP)."""
+    return FactoredGridSpec(terms=(Term(factors=("x", "y", "z"), channels=channels, resolution=resolution),))
+
+
 class FactoredGridEncoding(nn.Module):
     """Positions in the unit cube to features. All terms have equal numbers of channels."""
 
@@ -37,6 +48,38 @@ class FactoredGridEncoding(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(N, 3) positions in [0, 1] (clamped) -> (N, features)."""
         return factored_encode(x, self.table.reshape(-1), self.spec)
+
+    @torch.no_grad()
+    def resampled(self, spec: FactoredGridSpec, low: Tensor, high: Tensor) -> FactoredGridEncoding:
+        """What this encoding says within a box of the unit cube, as an encoding of other resolutions whose unit cube is
+        that box.
+
+        Args:
+            spec: with the same terms but for the resolutions.
+            low, high: (3,) corners of the box, in [0, 1].
+        """
+        out = FactoredGridEncoding(spec, None, 0.0, 0.0).to(self.table.device)
+        pairs = zip(self.spec.factors(), spec.factors(), strict=True)
+        names = (name for term in spec.terms for name in term.factors)
+        parts = []
+        for (before, after), name in zip(pairs, names, strict=True):
+            size = (before.resolution_a, before.resolution_b)
+            axes = (before.axis_a, before.axis_b)
+            resolution = [2, 2, 2]
+            for axis, count in zip(axes, size, strict=True):
+                if axis >= 0:
+                    resolution[axis] = count
+            term = Term(factors=(name,), channels=before.channels, resolution=(*resolution,))
+            x = torch.zeros(after.resolution_b, after.resolution_a, 3, device=self.table.device)
+            for axis, count, view in ((axes[0], after.resolution_a, (1, -1)), (axes[1], after.resolution_b, (-1, 1))):
+                if axis >= 0:
+                    line = torch.linspace(0, 1, count, device=x.device)
+                    x[..., axis] = (low[axis] + line * (high[axis] - low[axis])).view(view)
+            first = before.first // before.channels
+            values = self.table[first : first + before.resolution_a * before.resolution_b].reshape(-1)
+            parts.append(factored_encode(x.reshape(-1, 3), values, FactoredGridSpec(terms=(term,))))
+        out.table.copy_(torch.cat(parts))
+        return out
 
     def extra_repr(self) -> str:
         return repr(self.spec)

@@ -8,6 +8,7 @@ the budget, and stored; resuming uses the stored plan, so an interrupted run equ
 
 from __future__ import annotations
 
+import math
 import signal
 import threading
 import time
@@ -39,6 +40,10 @@ class Task(Protocol):
         """Do step `step` (from 0) with learning rates scaled by `lr_scale`."""
         ...
 
+    def grow(self, progress: float) -> bool:
+        """Called before every step with the share of the run that is done, 0 to 1. True: `tensors` are others now."""
+        ...
+
     def tensors(self) -> dict[str, Tensor]:
         """Everything that changes: parameters, optimiser moments, occupancy. The tensors themselves, not copies."""
         ...
@@ -48,7 +53,7 @@ class Task(Protocol):
         ...
 
     def load_scalars(self, values: dict[str, Any]) -> None:
-        """Take back what `scalars` gave (after the tensors were filled)."""
+        """Take back what `scalars` gave; `tensors` then have the shapes that they had."""
         ...
 
 
@@ -163,6 +168,8 @@ def optimise(task: Task, config: LoopConfig, hooks: Sequence[Hook] = (), state: 
     interrupted: list[BaseException] = []
     while state.total_steps is None or state.step < state.total_steps:
         with _deferred_interrupt(interrupted):
+            if task.grow(_progress(state, config)):
+                snapshot = _Snapshot(task, state)
             result = task.step(state.step, lr_scale(state.step, state, config))
             state.step += 1
             state.seconds = clock.seconds
@@ -180,6 +187,12 @@ def optimise(task: Task, config: LoopConfig, hooks: Sequence[Hook] = (), state: 
             raise interrupted[0]
     state.seconds = clock.seconds
     return state
+
+
+def _progress(state: LoopState, config: LoopConfig) -> float:
+    if state.plan_steps is not None:
+        return min(1.0, state.step / state.plan_steps)
+    return min(1.0, state.seconds / (config.max_seconds or math.inf))
 
 
 def _plan_from_steps(state: LoopState, config: LoopConfig) -> None:
@@ -222,9 +235,9 @@ class _Snapshot:
 
     @torch.no_grad()
     def restore(self, task: Task) -> None:
+        task.load_scalars(self.scalars)
         for name, tensor in task.tensors().items():
             tensor.copy_(self.copies[name])
-        task.load_scalars(self.scalars)
 
 
 def _guard(task: Task, state: LoopState, snapshot: _Snapshot, config: LoopConfig) -> None:

@@ -115,18 +115,7 @@ class RadianceTask:
         device = next(iter(field.parameter_groups()))["params"][0].device
         if config.exposure:
             self.extra["exposure"] = (nn.Parameter(torch.zeros(frames, 2, 3, device=device)), config.exposure_lr)
-        self.parameters = {
-            f"{group['name']}.{k}" if len(group["params"]) > 1 else group["name"]: (p, float(group["lr"]))
-            for group in field.parameter_groups()
-            for k, p in enumerate(group["params"])
-        } | self.extra
-        self.moments = {
-            name: (torch.zeros_like(p, requires_grad=False), torch.zeros_like(p, requires_grad=False))
-            for name, (p, _) in self.parameters.items()
-        }
-        for name, (parameter, _) in self.parameters.items():
-            for tensor in (parameter.detach(), *self.moments[name]):
-                _cpu.advise_huge_pages(tensor)
+        self._take_parameters()
         self.fused = (
             config.fused
             and isinstance(field, HashField)
@@ -142,6 +131,21 @@ class RadianceTask:
         )
         self._program: RadianceProgram | None = None
         self._skipped = 0
+
+    def _take_parameters(self) -> None:
+        """The field's parameters as they are now, with new moments."""
+        self.parameters = {
+            f"{group['name']}.{k}" if len(group["params"]) > 1 else group["name"]: (p, float(group["lr"]))
+            for group in field.parameter_groups()
+            for k, p in enumerate(group["params"])
+        } | self.extra
+        self.moments = {
+            name: (torch.zeros_like(p, requires_grad=False), torch.zeros_like(p, requires_grad=False))
+            for name, (p, _) in self.parameters.items()
+        }
+        for name, (parameter, _) in self.parameters.items():
+            for tensor in (parameter.detach(), *self.moments[name]):
+                _cpu.advise_huge_pages(tensor)
 
     # -- optim.loop.Task --------------------------------------------------------------------------------------------
 
@@ -175,10 +179,19 @@ class RadianceTask:
         return out | {f"occupancy.{k}": v for k, v in self.occupancy.state_dict().items()}
 
     def scalars(self) -> dict[str, Any]:
-        return {"ray_count": self.ray_count}
+        return {"ray_count": self.ray_count, "growth": self.field.growth()}
 
     def load_scalars(self, values: dict[str, Any]) -> None:
         self.ray_count = int(values["ray_count"])
+        if values["growth"] != self.field.growth():
+            self.field.regrow(values["growth"])
+            self._take_parameters()
+
+    def grow(self, progress: float) -> bool:
+        if not self.field.grow(progress, self.occupancy.occupied_box):
+            return False
+        self._take_parameters()
+        return True
 
     # -- parts of a step --------------------------------------------------------------------------------------------
 

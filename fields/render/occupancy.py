@@ -162,6 +162,21 @@ class OccupancyGrid(nn.Module):
         shifts = torch.arange(8, device=self.bits.device)
         return ((self.bits[..., None].long() >> shifts) & 1).bool().reshape(self.grid.shape)
 
+    def occupied_box(self) -> Tensor:
+        """(2, 3) lower and upper corner, scene frame, of the occupied cells of all cascades; of all of space that the
+        grid covers where none is."""
+        flags, reach = self._flags(), float(2 ** (self.cascades - 1))
+        low, high = flags.new_full((3,), reach, dtype=torch.float32), flags.new_full((3,), -reach, dtype=torch.float32)
+        for cascade, cells in enumerate(flags):
+            size = 2.0 ** (cascade + 1) / self.resolution
+            for axis, others in enumerate(((0, 1), (0, 2), (1, 2))):  # x lies last in the grid
+                hit = cells.any(others[1]).any(others[0]).nonzero()
+                if len(hit):
+                    low[axis] = torch.minimum(low[axis], hit.min() * size - 2.0**cascade)
+                    high[axis] = torch.maximum(high[axis], (hit.max() + 1) * size - 2.0**cascade)
+        empty = (low > high).any()
+        return torch.stack([torch.where(empty, -reach, low), torch.where(empty, reach, high)])
+
     def occupied_fraction(self) -> float:
         """Share of the cells, over all cascades, that are occupied; in [0, 1]."""
         table = torch.tensor([bin(k).count("1") for k in range(256)], device=self.bits.device)

@@ -12,8 +12,9 @@ from polyfield.fields.radiance import FIELDS, EncodedField, HashFieldConfig, Pla
 SMALL = {
     "hash": {"grid": HashGridSpec(levels=4, base_resolution=4, finest_resolution=32, log2_table_size=10)},
     "planes": {"base_resolution": 8, "multipliers": (1, 3), "channels": 6},
+    "tensor": {"components": 6, "first_voxels": 12**3, "final_voxels": 30**3},
 }
-SCALE = {"hash": 3e3, "planes": 3.0}
+SCALE = {"hash": 3e3, "planes": 3.0, "tensor": 5.0}
 """What makes the features of an untrained table matter."""
 
 

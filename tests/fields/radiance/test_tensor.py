@@ -1,0 +1,83 @@
+"""The tensor field grows: finer, into the box that is occupied, and what it says there stays what it was."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from polyfield.fields.errors import ConfigError
+from polyfield.fields.radiance import TensorField, TensorFieldConfig
+from polyfield.fields.radiance.tensor import STAGES
+
+BOX = torch.tensor([[-0.5, -0.25, -1.0], [0.5, 0.75, 0.1]])
+
+
+def make_field(**changes) -> TensorField:
+    config = {"components": 5, "first_voxels": 30**3, "final_voxels": 60**3} | changes
+    return TensorField(TensorFieldConfig(**config), seed=1)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("form", ["vm", "cp"])
+def test_a_refined_field_says_nearly_what_it_said(form):
+    field = make_field(form=form)
+    with torch.no_grad():  # smooth, so that finer texels can say the same
+        for factor in field.encoding.spec.factors():
+            b, a, c = factor.shape
+            first = factor.first // c
+            u, v = torch.linspace(0, 1, a)[None, :, None], torch.linspace(0, 1, b)[:, None, None]
+            values = (3 * u + torch.arange(c)).sin() + (2 * v + torch.arange(c)).cos()
+            field.encoding.table[first : first + a * b] = values.reshape(-1, c)
+    x = BOX[0] + torch.rand(500, 3) * (BOX[1] - BOX[0])
+    before = field.geometry(x)
+    assert field.grow(1.0, lambda: BOX)
+    after = field.geometry(x)
+    torch.testing.assert_close(after.density_raw, before.density_raw, atol=0.02, rtol=0.02)
+    torch.testing.assert_close(after.features, before.features, atol=0.02, rtol=0.02)
+
+
+def test_it_grows_once_a_stage_and_draws_in_its_box():
+    field = make_field()
+    sizes = [field.encoding.table.shape[0]]
+    for k, at in enumerate(STAGES):
+        assert not field.grow(at - 0.01, lambda: BOX)
+        assert field.grow(at, lambda: BOX)
+        assert field.config.stage == k + 1
+        assert not field.grow(at, lambda: BOX)
+        sizes.append(field.encoding.table.shape[0])
+    assert sizes == sorted(sizes)
+    low, high = torch.tensor(field.config.box).view(2, 3)
+    assert bool((low <= BOX[0]).all() and (high >= BOX[1]).all())
+    assert bool((high - low < torch.tensor([1.2, 1.2, 1.3])).all())
+    assert torch.tensor(field.config.resolution).prod() == pytest.approx(60**3, rel=0.05)
+
+
+def test_nothing_occupied_leaves_the_box_alone():
+    field = make_field()
+    assert field.grow(1.0, lambda: torch.tensor([[-1.0] * 3, [1.0] * 3]))
+    assert field.config.box == (-1.0, -1.0, -1.0, 1.0, 1.0, 1.0)
+
+
+def test_a_field_takes_the_shape_that_another_has_grown_to():
+    grown, other = make_field(), make_field()
+    grown.grow(0.1, lambda: BOX)
+    other.regrow(grown.growth())
+    other.load_state_dict(grown.state_dict())
+    x = torch.rand(50, 3) * 2 - 1
+    assert torch.equal(other.geometry(x).density_raw, grown.geometry(x).density_raw)
+    again = TensorField(grown.config)
+    again.load_state_dict(grown.state_dict())
+    assert torch.equal(again.geometry(x).density_raw, grown.geometry(x).density_raw)
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"first_voxels": 7}, "first_voxels <= final_voxels"),
+        ({"first_voxels": 70**3}, "first_voxels <= final_voxels"),
+        ({"stage": 6}, "stage must be 0 to 5; got 6"),
+        ({"box": (0.0, 0.0, 0.0, 1.0, 1.0, 0.0)}, r"box must be a lower and an upper corner within \[-1, 1\]\^3"),
+    ],
+)
+def test_settings_out_of_range_are_named(changes, text):
+    with pytest.raises(ConfigError, match=text):
+        make_field(**changes)
