@@ -136,7 +136,7 @@ class RadianceTask:
         """The field's parameters as they are now, with new moments."""
         self.parameters = {
             f"{group['name']}.{k}" if len(group["params"]) > 1 else group["name"]: (p, float(group["lr"]))
-            for group in field.parameter_groups()
+            for group in self.field.parameter_groups()
             for k, p in enumerate(group["params"])
         } | self.extra
         self.moments = {

@@ -1,8 +1,8 @@
 """The tensor radiance field: what a scene is when its grid of features is a sum of products of planes and lines.
 
-TensoRF (Chen et al. 2022, arXiv 2203.09517) in its VM form (matrices times vectors) or CP form (three vectors): coarse to
-fine, and with the box drawn in round what turns out to be occupied. Unlike the paper's, the density is not the plain sum
-of components: both tensors are one, whose components a small network decodes, as in the other fields here.
+TensoRF (Chen et al. 2022, arXiv 2203.09517) in its VM form (matrices times vectors) or CP form (three vectors): coarse
+to fine, and with the box drawn in round what turns out to be occupied. Unlike the paper's, the density is not the plain
+sum of components: both tensors are one, whose components a small network decodes, as in the other fields here.
 """
 
 from __future__ import annotations

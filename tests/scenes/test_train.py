@@ -101,6 +101,23 @@ def start(folder: Path, steps: int, mode: str) -> subprocess.Popen:
     return subprocess.Popen([sys.executable, "-c", textwrap.dedent(SCRIPT), str(folder), str(steps), mode, *sys.path])
 
 
+def test_a_run_that_has_grown_resumes_to_the_same_bits(tmp_path):
+    growing = {"model": "tensor", "checkpoint_every": 4}
+    run(tmp_path / "whole", 16, **growing)
+    with pytest.raises(KeyboardInterrupt):
+        _interrupted_at(tmp_path / "cut", 6, 16, **growing)
+    assert run(tmp_path / "cut", 16, resume=True, **growing).steps == 16
+    assert same_models(tmp_path / "whole", tmp_path / "cut")
+
+
+def _interrupted_at(folder: Path, step: int, steps: int, **changes) -> None:
+    def report(progress) -> None:
+        if progress.step >= step:
+            signal.raise_signal(signal.SIGINT)
+
+    train_scene(tiny_scene(), TrainOptions(max_steps=steps, **(FAST | changes)), run=folder, report=report)
+
+
 @pytest.mark.slow
 def test_a_killed_run_resumes_to_the_same_bits(tmp_path):
     whole = start(tmp_path / "whole", 80, "new")

@@ -30,6 +30,9 @@ class Descent:
             self.x[1] = float("nan")
         return StepResult(float(self.x.square().sum()), True, {})
 
+    def grow(self, progress: float) -> bool:
+        return False
+
     def tensors(self):
         return {"x": self.x}
 
@@ -100,6 +103,22 @@ def test_a_poisoned_tensor_is_rolled_back_and_the_rate_halved():
     assert state.rollbacks == 1
     assert state.lr_damping == 0.5
     assert bool(torch.isfinite(task.x).all())
+
+
+def test_a_task_that_grows_is_rolled_back_to_what_it_has_grown_to():
+    class Growing(Descent):
+        def grow(self, progress):
+            if progress < 0.35 or len(self.x) == 5:
+                return False
+            self.x = torch.full((5,), 2.0)
+            return True
+
+    task = Growing(poison_at=15)
+    state = optimise(task, LoopConfig(max_steps=40, guard_every=10))
+    assert state.rollbacks == 1
+    assert len(task.x) == 5
+    assert bool(torch.isfinite(task.x).all())
+    assert [step for step, _ in task.seen] == list(range(40))
 
 
 def test_giving_up_names_the_tensor():
