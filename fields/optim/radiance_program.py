@@ -27,8 +27,8 @@ from ..render.occupancy import OccupancyGrid
 
 _STATE = ("rays", "step", "rate", "live", "whole", "dropped", "failed", "loss", "squared", "skipped")
 """`StepState` of `cuda/gpu/radiance.cu`: members of 8 bytes."""
-_BLOCKS = 8192
-"""Most blocks of launches that loop: several for every place on a GPU, few enough that empty ones cost nothing."""
+_BLOCKS = 2048
+"""Most blocks of launches that loop: more than a GPU holds at once, few enough that idle ones cost nothing."""
 _LAG = 2
 """Steps that the device may be behind the host before the host waits."""
 
