@@ -100,10 +100,22 @@ class ProgramSteps:
         grid = OccupancyGrid()
         grid.grid.copy_(((grid.cell_centres().norm(dim=-1) - 0.6).abs() < 0.04).float())
         grid.refresh_bits()
-        state = [RadianceParameters(*(t.clone() * scale for t in start)) for scale in (1.0, 0.0, 0.0)]
-        sizes = {"extent": 1.0, "samples": RAYS * PER_RAY, "max_rays": count}
-        rounded, march = state[0].table.half(), MarchConfig()
-        self.program = RadianceProgram(SPEC, *state, rounded, grid.to(device), march, RATES, **sizes)
+        parameters, first, second = (
+            RadianceParameters(*(t.clone() * scale for t in start)) for scale in (1.0, 0.0, 0.0)
+        )
+        self.program = RadianceProgram(
+            SPEC,
+            parameters,
+            first,
+            second,
+            parameters.table.half(),
+            grid.to(device),
+            MarchConfig(),
+            RATES,
+            extent=1.0,
+            samples=RAYS * PER_RAY,
+            max_rays=count,
+        )
         generator = torch.Generator().manual_seed(0)
         origins = 2 * torch.nn.functional.normalize(torch.randn(count, 3, generator=generator), dim=1)
         aims = 0.5 * torch.nn.functional.normalize(torch.randn(count, 3, generator=generator), dim=1)

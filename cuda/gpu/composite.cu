@@ -35,7 +35,7 @@ using namespace polyfield;
     if (ray >= rays) return;                                                                                           \
     const RayRows rows(offsets, ray, samples);                                                                         \
     with_activation(activation, [&](auto a) {                                                                          \
-      trim<decltype(a)::value, T>(raw, 1, deltas, rows, T(limit), carried[ray], ray, live, optical_depth, finished);      \
+      trim<decltype(a)::value, T>(raw, 1, deltas, rows, T(limit), carried[ray], ray, live, optical_depth, finished);   \
     });                                                                                                                \
   }
 

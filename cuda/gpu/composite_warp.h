@@ -67,8 +67,7 @@ __device__ void composite(const CompositeInput<T>& in, i64 ray, const CompositeO
     stopped = chunk.stop < kWarp;
     carried = chunk.reached;
   }
-  for (i64 i = start + lane_number(); out.weights && i < rows.count; i += kWarp)
-    out.weights[rows.begin + i] = T(0);
+  for (i64 i = start + lane_number(); out.weights && i < rows.count; i += kWarp) out.weights[rows.begin + i] = T(0);
   const T transmittance = exp(-carried);
   for (int k = 0; k < 5; ++k) total[k] = warp_total(total[k]);
   if (lane_number()) return;
@@ -127,8 +126,8 @@ __device__ void composite_backward(const CompositeInput<T>& in, i64 ray, const C
 }
 
 template <int Activation, class T>
-__device__ void trim(const T* raw, i64 stride, const T* deltas, const RayRows& rows, T limit, T carried, i64 ray, i32* live,
-                     T* optical_depth, u8* finished) {
+__device__ void trim(const T* raw, i64 stride, const T* deltas, const RayRows& rows, T limit, T carried, i64 ray,
+                     i32* live, T* optical_depth, u8* finished) {
   i64 count = 0;
   for (bool stopped = false; count < rows.count && !stopped;) {
     const Chunk<Activation, T> chunk(raw, stride, deltas, rows, count, carried, limit);

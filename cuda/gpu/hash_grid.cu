@@ -185,23 +185,23 @@ __device__ void hash_position_gradient(const HashBatch& batch, const T* position
 
 using namespace polyfield;
 
-#define PF_HASH_FORWARD(T, E, SUFFIX)                                                                               \
+#define PF_HASH_FORWARD(T, E, SUFFIX)                                                                                  \
   PF_KERNEL(pf_hash_encode_forward_##SUFFIX, (const T* positions, Number n, const E* table, const double* level_table, \
-                                              i64 levels, i64 channels, T* out)) {                                  \
-    hash_forward<T, E>({level_table, n, levels, channels}, positions, table, out, nullptr);                         \
+                                              i64 levels, i64 channels, T* out)) {                                     \
+    hash_forward<T, E>({level_table, n, levels, channels}, positions, table, out, nullptr);                            \
   }
 
 // sums (entries, channels) += ; those of the second kernel are integers, to be divided by scale (1,).
-#define PF_HASH_SCATTER(T, SUFFIX)                                                                                     \
-  PF_KERNEL(pf_hash_scatter_##SUFFIX, (const T* positions, Number n, const double* level_table, i64 levels, i64 channels, \
-                                       const T* features_grad, const T* derivatives_grad, T* sums)) {                  \
-    hash_scatter({level_table, n, levels, channels}, positions, features_grad, derivatives_grad, AddFloat<T>{sums});   \
-  }                                                                                                                    \
-  PF_KERNEL(pf_hash_scatter_fixed_##SUFFIX,                                                                            \
-            (const T* positions, Number n, const double* level_table, i64 levels, i64 channels, const T* features_grad, \
-             const T* derivatives_grad, u64* sums, const double* scale)) {                                             \
-    hash_scatter({level_table, n, levels, channels}, positions, features_grad, derivatives_grad,                       \
-                 AddFixed<T>{sums, *scale});                                                                           \
+#define PF_HASH_SCATTER(T, SUFFIX)                                                                                   \
+  PF_KERNEL(pf_hash_scatter_##SUFFIX, (const T* positions, Number n, const double* level_table, i64 levels,          \
+                                       i64 channels, const T* features_grad, const T* derivatives_grad, T* sums)) {  \
+    hash_scatter({level_table, n, levels, channels}, positions, features_grad, derivatives_grad, AddFloat<T>{sums}); \
+  }                                                                                                                  \
+  PF_KERNEL(pf_hash_scatter_fixed_##SUFFIX,                                                                          \
+            (const T* positions, Number n, const double* level_table, i64 levels, i64 channels,                      \
+             const T* features_grad, const T* derivatives_grad, u64* sums, const double* scale)) {                   \
+    hash_scatter({level_table, n, levels, channels}, positions, features_grad, derivatives_grad,                     \
+                 AddFixed<T>{sums, *scale});                                                                         \
   }
 
 #define PF_HASH_GRID(T, SUFFIX)                                                                                       \

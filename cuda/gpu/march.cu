@@ -35,19 +35,20 @@ template <class Emit> __device__ float march(const Stepping& stepping, const Occ
 
 using namespace polyfield;
 
-#define PF_MARCH_INPUT                                                                                       \
-  const float *origins, const float *directions, const float *near, const float *far, const float *cursor,   \
-      const i32 *rays, const u8 *bits, const u8 *coarse, i64 batch_rays, Number active_rays, i64 cascades,   \
-      i64 resolution, double step_size, double cone_angle, i64 samples_per_ray, i64 capacity, i64 seed,      \
-      Number step, i64 jitter
+#define PF_MARCH_INPUT                                                                                               \
+  const float *origins, const float *directions, const float *near, const float *far, const float *cursor,           \
+      const i32 *rays, const u8 *bits, const u8 *coarse, i64 batch_rays, Number active_rays, i64 cascades,           \
+      i64 resolution, double step_size, double cone_angle, i64 samples_per_ray, i64 capacity, i64 seed, Number step, \
+      i64 jitter
 
 // `a` is the thread's ray among the active ones, `ray` its number, -1 where there is none.
-#define PF_MARCH_SETUP                                                                                                 \
-  const i64 a = thread_number(), active = active_rays;                                                                 \
-  const MarchBatch batch{origins, directions, near, far, cursor, rays, batch_rays, u64(seed), u64(i64(step)), !!jitter}; \
-  const Stepping stepping(float(step_size), float(cone_angle), cascades, resolution);                                  \
-  const OccupancyView grid{bits, coarse, cascades, resolution};                                                        \
-  const i64 ray = a < active ? batch.ray_of(a) : -1;                                                                   \
+#define PF_MARCH_SETUP                                                                                \
+  const i64 a = thread_number(), active = active_rays;                                                \
+  const MarchBatch batch{                                                                             \
+      origins, directions, near, far, cursor, rays, batch_rays, u64(seed), u64(i64(step)), !!jitter}; \
+  const Stepping stepping(float(step_size), float(cone_angle), cascades, resolution);                 \
+  const OccupancyView grid{bits, coarse, cascades, resolution};                                       \
+  const i64 ray = a < active ? batch.ray_of(a) : -1;                                                  \
   (void)samples_per_ray, (void)capacity
 
 // Running sums of the samples of rays (`scan.h`) and cursor_out (A,), as if there were room for all.
@@ -65,9 +66,9 @@ PF_KERNEL(pf_march_count_f32, (PF_MARCH_INPUT, i32* ends, i64* totals, float* cu
 // From the first ray that does not fit on, rays get nothing and are to begin again at their first sample; `dropped`
 // (1,), zero before, counts those that had any. Positions are written as position * scale + shift; the number of
 // samples goes to `total` (1,) where there are rays. `distances` and `dropped` may be null.
-PF_KERNEL(pf_march_write_f32, (PF_MARCH_INPUT, i32* ends, i64* totals, double scale, double shift, float* positions,
-                               float* distances, float* deltas, i32* offsets, float* cursor_out, i64* dropped,
-                               i64* total)) {
+PF_KERNEL(pf_march_write_f32,
+          (PF_MARCH_INPUT, i32* ends, i64* totals, double scale, double shift, float* positions, float* distances,
+           float* deltas, i32* offsets, float* cursor_out, i64* dropped, i64* total)) {
   PF_MARCH_SETUP;
   const RunningSums sums{ends, totals, active};
   const i64 before = sums.before_block();

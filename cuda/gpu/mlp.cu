@@ -364,17 +364,19 @@ PF_KERNEL(pf_mlp_pack_bf16, (const float* parameters, OperandB* packed, SHAPE_AR
 }
 
 // x (rows, inputs), y and dy (rows, outputs); dx may be null.
-#define PF_MLP(WIDTH)                                                                                                 \
-  PF_KERNEL(pf_mlp_forward_bf16_##WIDTH,                                                                              \
-            (const float* x, const float* parameters, const OperandB* packed, float* y, Number rows, SHAPE_ARGUMENTS)) { \
-    mlp_forward<WIDTH>(SHAPE, Matrix{x, rows, inputs}, packed, parameters, y);                                        \
-  }                                                                                                                   \
-  PF_KERNEL(pf_mlp_backward_bf16_##WIDTH,                                                                             \
-            (const float* x, const float* parameters, const OperandB* packed, const float* dy, float* dx,             \
-             OperandA* scratch, Number rows, SHAPE_ARGUMENTS)) {                                                         \
-    const MlpShape shape = SHAPE;                                                                                     \
-    mlp_backward<WIDTH>(shape, Matrix{x, rows, inputs}, packed, parameters, Matrix{dy, rows, outputs}, dx,            \
-                        Scratch{scratch, shape, (rows + 15) / 16});                                                   \
+#define PF_MLP(WIDTH)                                                                                                \
+  PF_KERNEL(pf_mlp_forward_bf16_##WIDTH, (const float* x, const float* parameters, const OperandB* packed, float* y, \
+                                          Number row_count, SHAPE_ARGUMENTS)) {                                      \
+    const i64 rows = row_count;                                                                                      \
+    mlp_forward<WIDTH>(SHAPE, Matrix{x, rows, inputs}, packed, parameters, y);                                       \
+  }                                                                                                                  \
+  PF_KERNEL(pf_mlp_backward_bf16_##WIDTH,                                                                            \
+            (const float* x, const float* parameters, const OperandB* packed, const float* dy, float* dx,            \
+             OperandA* scratch, Number row_count, SHAPE_ARGUMENTS)) {                                                \
+    const MlpShape shape = SHAPE;                                                                                    \
+    const i64 rows = row_count;                                                                                      \
+    mlp_backward<WIDTH>(shape, Matrix{x, rows, inputs}, packed, parameters, Matrix{dy, rows, outputs}, dx,           \
+                        Scratch{scratch, shape, (rows + 15) / 16});                                                  \
   }
 PF_MLP(16)
 PF_MLP(32)

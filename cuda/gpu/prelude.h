@@ -1,8 +1,8 @@
 // What every .cu file stands on: how a kernel is declared, which element a thread works on, atomic sums and binary16.
 // No toolkit header: NVRTC alone compiles it, and g++ does with `emulator/emulator.h`.
 //
-// Arguments of kernels are those of the CPU library's functions: pointers, i64 (or Number) for every integer, double for
-// every scalar, 8 bytes each. The launcher packs them without knowing the kernel.
+// Arguments of kernels are those of the CPU library's functions: pointers, i64 (or Number) for every integer, double
+// for every scalar, 8 bytes each. The launcher packs them without knowing the kernel.
 #pragma once
 #if defined(PF_EMULATOR)
 #include "emulator.h"

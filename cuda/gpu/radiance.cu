@@ -14,13 +14,13 @@ namespace polyfield {
 // Every member takes 8 bytes; the host knows their places (`_State` of radiance_program.py).
 struct StepState {
   i64 rays, step;
-  double rate;    // factor of the learning rates
-  i64 live;       // samples that are learned from
-  i64 whole;      // rays that are learned from
-  i64 dropped;    // how often a ray found no room
-  i64 failed;     // 1: something was not finite, or there is nothing to learn from; nothing is updated
+  double rate;        // factor of the learning rates
+  i64 live;           // samples that are learned from
+  i64 whole;          // rays that are learned from
+  i64 dropped;        // how often a ray found no room
+  i64 failed;         // 1: something was not finite, or there is nothing to learn from; nothing is updated
   i64 loss, squared;  // sums over rays and channels, in units of 2^-32, so that their order does not matter
-  i64 skipped;    // steps that failed so far
+  i64 skipped;        // steps that failed so far
 };
 
 constexpr double kUnit = 4294967296.0;  // 2^32
@@ -49,6 +49,8 @@ __device__ inline double loss_of(double error, double huber, double* slope) {
 // In units, cut where 2^18 rays of it would leave 63 bits; NaN is not summed.
 __device__ inline i64 in_units(double value) { return value == value ? i64(rint(min_of(value, 4096.0) * kUnit)) : 0; }
 
+__device__ inline void fail(StepState* state) { atomicMax(reinterpret_cast<u32*>(&state->failed), 1u); }
+
 __device__ inline bool not_finite(float value) { return !(fabs(value) < 1e30f * 1e30f); }
 
 }  // namespace polyfield
@@ -57,16 +59,16 @@ using namespace polyfield;
 
 // A thread a ray: where it enters and leaves the box of the outermost cascade. One thread begins the step.
 PF_KERNEL(pf_radiance_begin,
-          (const float* origins, const float* directions, i64 rays, i64 step, double rate, double nearest,
-           double reach, StepState* state, i64* marched, i64 waves, float* near, float* far, float* cursor,
-           float* optical)) {
+          (const float* origins, const float* directions, i64 rays, i64 step, double rate, double nearest, double reach,
+           StepState* state, i64* marched, i64 waves, float* near, float* far, float* cursor, float* optical)) {
   const i64 ray = thread_number();
   if (ray == 0) {
     *state = {rays, step, rate, 0, 0, 0, 0, 0, 0, state->skipped};
     for (i64 wave = 0; wave < waves; ++wave) marched[wave] = 0;
   }
   if (ray >= rays) return;
-  const float low[3] = {-float(reach), -float(reach), -float(reach)}, high[3] = {float(reach), float(reach), float(reach)};
+  const float low[3] = {-float(reach), -float(reach), -float(reach)},
+              high[3] = {float(reach), float(reach), float(reach)};
   const RayInterval<float> hit = intersect_box<float>(origins + 3 * ray, directions + 3 * ray, low, high);
   near[ray] = max_of(hit.near, float(nearest));
   far[ray] = hit.far;
@@ -78,7 +80,7 @@ PF_KERNEL(pf_radiance_begin,
 PF_KERNEL(pf_radiance_trim,
           (const float* head, i64 columns, const float* deltas, const i32* offsets, Number rays, Number samples,
            i64 activation, double limit, const float* next, i32* live, float* optical, float* cursor)) {
-  for (i64 ray = warp_number(); ray < rays; ray += warp_count()) {
+  for (i64 ray = warp_number(), count = rays; ray < count; ray += warp_count()) {
     const RayRows rows(offsets, ray, samples);
     const float before = optical[ray];
     __syncwarp(kAllLanes);
@@ -92,9 +94,8 @@ PF_KERNEL(pf_radiance_trim,
 }
 
 // A thread a ray, after the last wave: running sums of the live samples of rays that reached their end.
-PF_KERNEL(pf_radiance_count,
-          (i64 waves, i64 room_of_rays, const i64* first, const i32* offsets, const i32* live, Number rays,
-           const float* cursor, i32* ends, i64* totals)) {
+PF_KERNEL(pf_radiance_count, (i64 waves, i64 room_of_rays, const i64* first, const i32* offsets, const i32* live,
+                              Number rays, const float* cursor, i32* ends, i64* totals)) {
   const i64 ray = thread_number();
   const Waves samples{waves, room_of_rays, first, offsets, live};
   i64 count = 0;
@@ -104,8 +105,8 @@ PF_KERNEL(pf_radiance_count,
 }
 
 // offsets_out (rays + 1,) of the live samples, and which rays are whole.
-PF_KERNEL(pf_radiance_place, (i32* ends, i64* totals, const float* cursor, i64 room, i32* offsets_out, u8* whole,
-                              StepState* state)) {
+PF_KERNEL(pf_radiance_place,
+          (i32 * ends, i64* totals, const float* cursor, i64 room, i32* offsets_out, u8* whole, StepState* state)) {
   const i64 ray = thread_number(), rays = state->rays;
   const RunningSums sums{ends, totals, rays};
   const i64 before = sums.before_block();
@@ -119,7 +120,7 @@ PF_KERNEL(pf_radiance_place, (i32* ends, i64* totals, const float* cursor, i64 r
     whole[ray] = is_whole;
     if (ray == rays - 1) {
       state->live = written;
-      if (written == 0) state->failed = 1;
+      if (written == 0) fail(state);
     }
   }
   const int whole_rays = __popc(votes(is_whole)), dropped_rays = __popc(votes(is_dropped));
@@ -139,7 +140,7 @@ PF_KERNEL(pf_radiance_gather,
   float* basis = bases[threadIdx.x / kWarp];
   const Waves samples{waves, room_of_rays, first, offsets, live};
   const i64 lane = lane_number(), columns = features + bands * bands;
-  for (i64 ray = warp_number(); ray < rays; ray += warp_count()) {
+  for (i64 ray = warp_number(), count = rays; ray < count; ray += warp_count()) {
     i64 place = places[ray];
     if (place == places[ray + 1]) continue;
     const float* d = directions + 3 * ray;
@@ -147,8 +148,8 @@ PF_KERNEL(pf_radiance_gather,
     if (lane == 0) sh_basis(d[0], d[1], d[2], bands, basis);
     __syncwarp(kAllLanes);
     for (i64 wave = 0; wave < waves; ++wave) {
-      const i64 begin = samples.row(wave, ray), count = samples.count(wave, ray);
-      for (i64 row = begin; row < begin + count; ++row, ++place) {
+      const i64 begin = samples.row(wave, ray), end = begin + samples.count(wave, ray);
+      for (i64 row = begin; row < end; ++row, ++place) {
         for (i64 c = lane; c < width; c += kWarp) encoded_out[place * width + c] = encoded[row * width + c];
         const float* heads = head + row * (1 + features);
         for (i64 c = lane; c < columns; c += kWarp)
@@ -195,7 +196,7 @@ PF_KERNEL(pf_radiance_composite,
   if (lane_number()) return;
   if (loss) atomicAdd(reinterpret_cast<u64*>(&state->loss), u64(loss));
   if (squared) atomicAdd(reinterpret_cast<u64*>(&state->squared), u64(squared));
-  if (failed) state->failed = 1;
+  if (failed) fail(state);
 }
 
 // Gradient of the density network's outputs (live, 1 + features) from those of raw densities (live,) and of what the
@@ -213,19 +214,19 @@ PF_KERNEL(pf_radiance_head, (const float* raw_gradient, const float* seen_gradie
 // bits, then the scale.
 PF_KERNEL(pf_radiance_largest, (const float* values, Number live, i64 width, u32* largest)) {
   u32 bits = 0;
-  for (i64 i = thread_number(); i < live * width; i += thread_count())
+  for (i64 i = thread_number(), count = live * width; i < count; i += thread_count())
     bits = max_of(bits, __float_as_uint(fabs(values[i])));
   for (int by = kWarp / 2; by; by /= 2) bits = max_of(bits, __shfl_xor_sync(kAllLanes, bits, by));
   if (lane_number() == 0) atomicMax(largest, bits);
 }
-PF_KERNEL(pf_radiance_scale, (u32* largest, i64 room, double* scale, StepState* state)) {
+PF_KERNEL(pf_radiance_scale, (u32 * largest, i64 room, double* scale, StepState* state)) {
   if (thread_number()) return;
-  if (not_finite(__uint_as_float(*largest))) state->failed = 1;  // integers would hide it
+  if (not_finite(__uint_as_float(*largest))) fail(state);  // integers would hide it
   *scale = 4611686018427387904.0 / (8.0 * double(room)) / max_of(double(__uint_as_float(*largest)), 1e-250);
   *largest = 0;
 }
 // sums / scale, and zeros in their place.
-PF_KERNEL(pf_radiance_unscale, (i64* sums, i64 count, const double* scale, float* gradient)) {
+PF_KERNEL(pf_radiance_unscale, (i64 * sums, i64 count, const double* scale, float* gradient)) {
   for (i64 i = thread_number(); i < count; i += thread_count()) {
     gradient[i] = float(double(sums[i]) / *scale);
     sums[i] = 0;
@@ -235,7 +236,7 @@ PF_KERNEL(pf_radiance_unscale, (i64* sums, i64 count, const double* scale, float
 PF_KERNEL(pf_radiance_check, (const float* gradient, i64 count, StepState* state)) {
   bool failed = false;
   for (i64 i = thread_number(); i < count; i += thread_count()) failed = failed || not_finite(gradient[i]);
-  if (failed) state->failed = 1;
+  if (failed) fail(state);
 }
 
 // Adam of a parameter (rows, channels) unless the step failed; zeroes the gradient either way. Where `lazy`, rows
@@ -267,14 +268,14 @@ PF_KERNEL(pf_radiance_adam,
 
 // results (8,): loss, squared error (means over whole rays and channels), live samples, marched ones, whole rays, rays
 // without room, whether the step failed, steps that failed so far.
-PF_KERNEL(pf_radiance_finish, (StepState* state, const i64* marched, i64 waves, double* results)) {
+PF_KERNEL(pf_radiance_finish, (StepState * state, const i64* marched, i64 waves, double* results)) {
   if (thread_number()) return;
   double rows = 0;
   for (i64 wave = 0; wave < waves; ++wave) rows += double(marched[wave]);
   state->skipped += state->failed;
   const double share = 1.0 / (3.0 * double(max_of(state->whole, i64(1))) * kUnit);
-  const double values[8] = {double(state->loss) * share, double(state->squared) * share, double(state->live), rows,
-                            double(state->whole), double(state->dropped), double(state->failed),
-                            double(state->skipped)};
+  const double values[8] = {
+      double(state->loss) * share, double(state->squared) * share, double(state->live),   rows,
+      double(state->whole),        double(state->dropped),         double(state->failed), double(state->skipped)};
   for (int k = 0; k < 8; ++k) results[k] = values[k];
 }

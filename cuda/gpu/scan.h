@@ -1,5 +1,5 @@
-// Running sums over many elements, a thread each, in two launches: the first sums within each block, the second adds what
-// lies before its block. Nothing depends on the order in which blocks run.
+// Running sums over many elements, a thread each, in two launches: the first sums within each block, the second adds
+// what lies before its block. Nothing depends on the order in which blocks run.
 #pragma once
 #include "warp.h"
 

@@ -65,7 +65,7 @@ class Held(NamedTuple):
     take a `Number` (`cuda/gpu/prelude.h`)."""
 
     tensor: Tensor
-    index: int = 0
+    place: int
 
 
 Argument = Tensor | Held | int | float | bool | None
@@ -234,7 +234,7 @@ def call(name: str, grid: Grid, *arguments: Argument) -> None:
             values.append(value.data_ptr())
         elif isinstance(value, Held):
             letters.append("q")
-            values.append(-(value.tensor.data_ptr() + 8 * value.index))
+            values.append(-(value.tensor.data_ptr() + 8 * value.place))
         else:
             letters.append("d" if isinstance(value, float) else "q")
             values.append(value)

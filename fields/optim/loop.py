@@ -206,7 +206,7 @@ def _plan_from_steps(state: LoopState, config: LoopConfig) -> None:
 
 def _plan_from_speed(state: LoopState, config: LoopConfig, marks: list[tuple[int, float]]) -> None:
     """Fix the number of steps once. The speed is that of the second half of what was measured, since the first steps
-    march through space that is not yet known to be empty; 5 % stay in reserve, since steps grow a little (rays are
+    march through space that is not yet known to be empty; 6 % stay in reserve, since steps grow a little (rays are
     added as the scene empties) and the model is yet to be saved."""
     budget = config.max_seconds
     assert budget is not None
@@ -216,7 +216,7 @@ def _plan_from_speed(state: LoopState, config: LoopConfig, marks: list[tuple[int
     if state.step == step0:  # a single step used up the measuring time
         step0, seconds0 = 0, 0.0
     per_step = (state.seconds - seconds0) / (state.step - step0)
-    remaining = max(0.0, 0.95 * budget - state.seconds)
+    remaining = max(0.0, 0.94 * budget - state.seconds)
     state.total_steps = state.plan_steps = state.step + int(remaining / per_step)
     state.decay_start = max(state.step, int(config.decay_from * state.plan_steps))
 

@@ -27,8 +27,8 @@ from ..render.occupancy import OccupancyGrid
 
 _STATE = ("rays", "step", "rate", "live", "whole", "dropped", "failed", "loss", "squared", "skipped")
 """`StepState` of `cuda/gpu/radiance.cu`: members of 8 bytes."""
-_BLOCKS = 8192
-"""Most blocks of launches that loop: several for every place on a GPU, few enough that empty ones cost nothing."""
+_BLOCKS = 2048
+"""Most blocks of launches that loop: more than a GPU holds at once, few enough that idle ones cost nothing."""
 _LAG = 2
 """Steps that the device may be behind the host before the host waits."""
 
@@ -240,7 +240,6 @@ class RadianceProgram:
         huber = spec.huber if spec.loss == "huber" else 0.0
         samples = (live.raw, live.rgb, live.deltas, live.offsets)
         scratch = (live.pixels, live.alpha, live.slopes)
-        width = 1 + live.seen.shape[1]
         head = (live.raw_gradient, live.seen_gradient, spec.density.outputs - 1, live.seen.shape[1], count)
         return [
             color.forward(live.seen, live.rgb, count),
@@ -250,7 +249,7 @@ class RadianceProgram:
                 *(*scratch, live.raw_gradient, live.rgb_gradient),
             ),
             *color.backward(live.seen, live.rgb_gradient, live.seen_gradient, gradients.color, count),
-            self._a_loop_over("pf_radiance_head", live.raw.numel() * width, *head, live.head_gradient),
+            self._a_loop_over("pf_radiance_head", live.head_gradient.numel(), *head, live.head_gradient),
             *density.backward(live.encoded, live.head_gradient, live.encoded_gradient, gradients.density, count),
         ]
 

@@ -124,7 +124,7 @@ def main() -> None:
             encodings(n, dtype)
         networks(n)
         rays(n)
-        train_steps(n, sys.argv[1])
+    train_steps(SIZES[-1], sys.argv[1])
     print(*sorted(names))
 
 

@@ -53,8 +53,8 @@ def make_world(device: str, seed: int = 0, **changes) -> World:
         occupancy = OccupancyGrid(cascades=2, resolution=16)
         occupancy.grid.copy_(torch.rand(occupancy.grid.shape, generator=g) - 0.3)
         occupancy.refresh_bits()
-    moments = [RadianceParameters(*(torch.zeros_like(p) for p in parameters)) for _ in range(2)]
-    return World(spec, parameters, *moments, parameters.table.half(), occupancy.to(device))
+    first, second = (RadianceParameters(*(torch.zeros_like(p) for p in parameters)) for _ in range(2))
+    return World(spec, parameters, first, second, parameters.table.half(), occupancy.to(device))
 
 
 def make_rays(count: int, device: str, seed: int = 0) -> tuple[Tensor, ...]:
