@@ -18,6 +18,7 @@ from polyfield.fields.ops import _cuda
 from polyfield.fields.ops.adam import lazy_adam_
 from polyfield.fields.ops.composite import composite
 from polyfield.fields.ops.distortion import distortion_loss
+from polyfield.fields.ops.factored_encode import FactoredGridSpec, Term, factored_encode
 from polyfield.fields.ops.frequency_encode import frequency_encode, frequency_value_and_jacobian
 from polyfield.fields.ops.fused_mlp import MlpSpec, fused_mlp, initial_parameters
 from polyfield.fields.ops.hash_encode import HashGridSpec, hash_encode, hash_value_and_jacobian
@@ -28,6 +29,7 @@ from polyfield.fields.ops.spherical_harmonics import spherical_harmonics
 
 SIZES = (1, 33, 300)
 """A thread, a warp and one more, blocks and a rest."""
+PLANES = FactoredGridSpec(terms=(Term(factors=("xy", "xz", "z"), channels=5, resolution=(4, 5, 6)),))
 SPEC = HashGridSpec(levels=3, channels=2, base_resolution=4, finest_resolution=16, log2_table_size=8)
 
 
@@ -46,12 +48,14 @@ def record_launches() -> set[str]:
 def encodings(n: int, dtype: torch.dtype) -> None:
     x = torch.rand(n, 3, dtype=dtype).requires_grad_()
     table = torch.rand(SPEC.entries, 2, dtype=dtype).requires_grad_()
-    for y in (spherical_harmonics(x), frequency_encode(x, 3), hash_encode(x, table, SPEC)):
+    texels = torch.rand(PLANES.parameter_count, dtype=dtype).requires_grad_()
+    encodings = (spherical_harmonics(x), frequency_encode(x, 3), hash_encode(x, table, SPEC))
+    for y in (*encodings, factored_encode(x, texels, PLANES)):
         y.sum().backward()
     for value, jacobian in (hash_value_and_jacobian(x, table, SPEC), frequency_value_and_jacobian(x, 3)):
         (value.sum() + jacobian.sum()).backward()
     torch.use_deterministic_algorithms(True)
-    hash_encode(x, table, SPEC).sum().backward()
+    (hash_encode(x, table, SPEC).sum() + factored_encode(x, texels, PLANES).sum()).backward()
     torch.use_deterministic_algorithms(False)
     if dtype == torch.float32:
         hash_encode(x.detach(), table.detach().half(), SPEC)
