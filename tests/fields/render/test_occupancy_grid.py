@@ -141,3 +141,19 @@ def test_errors_name_what_is_wrong():
         grid.update(lambda x: x[:, :1], activation="exp", step=0, seed=0, step_size=STEP, warmup=True)
     with pytest.raises(ShapeError, match=r"visible must be \(1, 8, 8, 8\) bool"):
         grid.mark_invisible(torch.ones(8, 8, 8))
+
+
+def test_the_occupied_box_is_that_of_the_occupied_cells_of_all_cascades():
+    grid = OccupancyGrid(cascades=2, resolution=16)
+    grid.grid.zero_()
+    grid.grid[0, 3, 5, 7] = 1.0  # z, y, x; cells of 1/8
+    grid.grid[0, 9, 4, 12] = 1.0
+    grid.refresh_bits()
+    expected = torch.tensor([[7 / 8 - 1, 4 / 8 - 1, 3 / 8 - 1], [13 / 8 - 1, 6 / 8 - 1, 10 / 8 - 1]])
+    assert torch.equal(grid.occupied_box(), expected)
+    grid.grid[1, 15, 0, 8] = 1.0  # cells of 1/4
+    grid.refresh_bits()
+    expected = torch.tensor([[7 / 8 - 1, -2.0, 3 / 8 - 1], [13 / 8 - 1, 6 / 8 - 1, 2.0]])
+    assert torch.equal(grid.occupied_box(), expected)
+    grid.bits.zero_()
+    assert torch.equal(grid.occupied_box(), torch.tensor([[-2.0] * 3, [2.0] * 3]))
