@@ -10,8 +10,8 @@ namespace {
 
 using namespace polyfield;
 
-constexpr i64 kRun = 256;      // samples per task
-constexpr i64 kBlock = 2048;   // samples whose factor gradients are held at once
+constexpr i64 kRun = 256;     // samples per task
+constexpr i64 kBlock = 2048;  // samples whose factor gradients are held at once
 
 struct Layout {
   const GridFactor* factors;
@@ -32,7 +32,8 @@ struct Layout {
 };
 
 // body(channel, V zero) over the channels of a term: vectors first, then the rest one by one.
-template <class T, class Body> inline __attribute__((always_inline)) void over_channels(i64 channels, const Body& body) {
+template <class T, class Body> inline __attribute__((always_inline)) void over_channels(i64 channels,
+                                                                                        const Body& body) {
   i64 c = 0;
   for (; c + kLanes<T> <= channels; c += kLanes<T>) body(c, Vec<T>{});
   for (; c < channels; ++c) body(c, T(0));
@@ -76,14 +77,14 @@ void backward_sample(const Layout& layout, const T* x, const T* parameters, cons
     const T* row = gradient + layout.factors[f].column;
     over_channels<T>(channels, [&](i64 c, auto zero) {
       using V = decltype(zero);
+      static_assert(kMostFactors == 3, "a factor has two others");
       const auto texel = [&](i64 place) { return read(parameters + place + c, zero); };
       V value[kMostFactors];
-      for (i64 k = 0; k < factors; ++k) value[k] = blend<V>(cells[k], cells[k].weight, texel);
+      for (i64 k = 0; k < kMostFactors; ++k)
+        value[k] = k < factors ? blend<V>(cells[k], cells[k].weight, texel) : zero + T(1);
       const V g = read(row + c, zero);
       for (i64 k = 0; k < factors; ++k) {
-        V mine = g;
-        for (i64 other = 0; other < factors; ++other)
-          if (other != k) mine *= value[other];
+        const V mine = g * value[(k + 1) % kMostFactors] * value[(k + 2) % kMostFactors];
         if (factor_gradient) write(factor_gradient + k * channels + c, mine);
         if (!NeedX) continue;
         const GridFactor& factor = layout.factors[f + k];
@@ -158,18 +159,18 @@ void backward(const Layout& layout, const T* x, i64 n, const T* parameters, cons
 
 // layout (factors, 7) is an array of GridFactor. x (n, 3), out and grad (n, width). x_gradient (n, 3) and
 // parameter_gradient (P,), zero before, may be null.
-#define PF_FACTORED(T, SUFFIX)                                                                                      \
-  PF_API void pf_factored_encode_forward_##SUFFIX(const T* x, i64 n, const T* parameters, const GridFactor* layout, \
-                                                  i64 factors, i64 width, T* out, i64 threads) {                    \
-    const Layout grid{layout, factors, width};                                                                      \
-    parallel_chunks(threads, n, kRun, [&](i64 begin, i64 end) {                                                     \
-      for (i64 i = begin; i < end; ++i) forward_sample(grid, x + 3 * i, parameters, out + i * width);               \
-    });                                                                                                             \
-  }                                                                                                                 \
+#define PF_FACTORED(T, SUFFIX)                                                                                       \
+  PF_API void pf_factored_encode_forward_##SUFFIX(const T* x, i64 n, const T* parameters, const GridFactor* layout,  \
+                                                  i64 factors, i64 width, T* out, i64 threads) {                     \
+    const Layout grid{layout, factors, width};                                                                       \
+    parallel_chunks(threads, n, kRun, [&](i64 begin, i64 end) {                                                      \
+      for (i64 i = begin; i < end; ++i) forward_sample(grid, x + 3 * i, parameters, out + i * width);                \
+    });                                                                                                              \
+  }                                                                                                                  \
   PF_API void pf_factored_encode_backward_##SUFFIX(const T* x, i64 n, const T* parameters, const GridFactor* layout, \
-                                                   i64 factors, i64 width, const T* grad, T* x_gradient,            \
-                                                   T* parameter_gradient, i64 threads) {                            \
-    backward<T>({layout, factors, width}, x, n, parameters, grad, x_gradient, parameter_gradient, threads);         \
+                                                   i64 factors, i64 width, const T* grad, T* x_gradient,             \
+                                                   T* parameter_gradient, i64 threads) {                             \
+    backward<T>({layout, factors, width}, x, n, parameters, grad, x_gradient, parameter_gradient, threads);          \
   }
 
 PF_FACTORED(float, f32)

@@ -86,31 +86,30 @@ __device__ void factored_position_gradient(const GridFactor* layout, i64 factors
 using namespace polyfield;
 
 // Arguments as the CPU library's. `sums` += gradients; those of the fixed form are integers, to be divided by `scale`.
-#define PF_FACTORED(T, SUFFIX)                                                                                        \
-  PF_KERNEL(pf_factored_encode_forward_##SUFFIX, (const T* x, i64 n, const T* parameters, const GridFactor* layout,   \
-                                                  i64 factors, i64 width, T* out)) {                                  \
-    for (i64 task = thread_number(); task < n * width; task += thread_count())                                        \
-      out[task] = factored_forward(layout, factors, x + 3 * (task / width), parameters, task % width);                \
-  }                                                                                                                   \
-  PF_KERNEL(pf_factored_scatter_##SUFFIX, (const T* x, i64 n, const T* parameters, const GridFactor* layout,          \
-                                           i64 factors, i64 width, const T* grad, T* sums)) {                         \
-    for (i64 task = thread_number(); task < n * width; task += thread_count())                                        \
-      factored_scatter(layout, factors, x + 3 * (task / width), parameters, task % width, grad[task],                 \
-                       [&](i64 place, T value) { atomicAdd(sums + place, value); });                                  \
-  }                                                                                                                   \
-  PF_KERNEL(pf_factored_scatter_fixed_##SUFFIX,                                                                       \
-            (const T* x, i64 n, const T* parameters, const GridFactor* layout, i64 factors, i64 width, const T* grad, \
-             u64* sums, const double* scale)) {                                                                       \
-    for (i64 task = thread_number(); task < n * width; task += thread_count())                                        \
-      factored_scatter(layout, factors, x + 3 * (task / width), parameters, task % width, grad[task],                 \
-                       [&](i64 place, T value) { atomicAdd(sums + place, u64(i64(rint(double(value) * *scale)))); }); \
-  }                                                                                                                   \
-  PF_KERNEL(pf_factored_position_gradient_##SUFFIX,                                                                   \
-            (const T* x, i64 n, const T* parameters, const GridFactor* layout, i64 factors, i64 width, const T* grad, \
-             T* x_gradient)) {                                                                                        \
-    const i64 i = thread_number();                                                                                    \
-    if (i >= n) return;                                                                                               \
-    factored_position_gradient(layout, factors, width, x + 3 * i, parameters, grad + i * width, x_gradient + 3 * i);  \
+#define PF_FACTORED(T, SUFFIX)                                                                                         \
+  PF_KERNEL(pf_factored_encode_forward_##SUFFIX,                                                                       \
+            (const T* x, i64 n, const T* parameters, const GridFactor* layout, i64 factors, i64 width, T* out)) {      \
+    for (i64 task = thread_number(); task < n * width; task += thread_count())                                         \
+      out[task] = factored_forward(layout, factors, x + 3 * (task / width), parameters, task % width);                 \
+  }                                                                                                                    \
+  PF_KERNEL(pf_factored_scatter_##SUFFIX, (const T* x, i64 n, const T* parameters, const GridFactor* layout,           \
+                                           i64 factors, i64 width, const T* grad, T* sums)) {                          \
+    for (i64 task = thread_number(); task < n * width; task += thread_count())                                         \
+      factored_scatter(layout, factors, x + 3 * (task / width), parameters, task % width, grad[task],                  \
+                       [&](i64 place, T value) { atomicAdd(sums + place, value); });                                   \
+  }                                                                                                                    \
+  PF_KERNEL(pf_factored_scatter_fixed_##SUFFIX,                                                                        \
+            (const T* x, i64 n, const T* parameters, const GridFactor* layout, i64 factors, i64 width, const T* grad,  \
+             u64* sums, const double* scale)) {                                                                        \
+    for (i64 task = thread_number(); task < n * width; task += thread_count())                                         \
+      factored_scatter(layout, factors, x + 3 * (task / width), parameters, task % width, grad[task],                  \
+                       [&](i64 place, T value) { atomicAdd(sums + place, u64(i64(rint(double(value) * *scale)))); });  \
+  }                                                                                                                    \
+  PF_KERNEL(pf_factored_position_gradient_##SUFFIX, (const T* x, i64 n, const T* parameters, const GridFactor* layout, \
+                                                     i64 factors, i64 width, const T* grad, T* x_gradient)) {          \
+    const i64 i = thread_number();                                                                                     \
+    if (i >= n) return;                                                                                                \
+    factored_position_gradient(layout, factors, width, x + 3 * i, parameters, grad + i * width, x_gradient + 3 * i);   \
   }
 
 PF_FACTORED(float, f32)

@@ -144,16 +144,18 @@ def test_errors_name_what_is_wrong():
 
 
 def test_the_occupied_box_is_that_of_the_occupied_cells_of_all_cascades():
-    grid = OccupancyGrid(cascades=2, resolution=16)
-    grid.grid.zero_()
-    grid.grid[0, 3, 5, 7] = 1.0  # z, y, x; cells of 1/8
-    grid.grid[0, 9, 4, 12] = 1.0
+    cells = [(3, 5, 7), (9, 4, 12)]  # z, y, x; of 1/8
+    for cascades, expected in (
+        (1, [[7 / 8 - 1, 4 / 8 - 1, 3 / 8 - 1], [13 / 8 - 1, 6 / 8 - 1, 10 / 8 - 1]]),
+        (2, [[3 / 4 - 1, 2 / 4 - 1, 1 / 4 - 1], [7 / 4 - 1, 3 / 4 - 1, 5 / 4 - 1]]),  # coarser cells cover those
+    ):
+        grid = OccupancyGrid(cascades=cascades, resolution=16)
+        for cell in cells:
+            grid.grid[(0, *cell)] = 1.0
+        grid.refresh_bits()
+        assert torch.equal(grid.occupied_box(), torch.tensor(expected))
+    grid.grid[1, 15, 0, 8] = 1.0
     grid.refresh_bits()
-    expected = torch.tensor([[7 / 8 - 1, 4 / 8 - 1, 3 / 8 - 1], [13 / 8 - 1, 6 / 8 - 1, 10 / 8 - 1]])
-    assert torch.equal(grid.occupied_box(), expected)
-    grid.grid[1, 15, 0, 8] = 1.0  # cells of 1/4
-    grid.refresh_bits()
-    expected = torch.tensor([[7 / 8 - 1, -2.0, 3 / 8 - 1], [13 / 8 - 1, 6 / 8 - 1, 2.0]])
-    assert torch.equal(grid.occupied_box(), expected)
+    assert torch.equal(grid.occupied_box(), torch.tensor([[-0.25, -2.0, -0.75], [0.75, -0.25, 2.0]]))
     grid.bits.zero_()
     assert torch.equal(grid.occupied_box(), torch.tensor([[-2.0] * 3, [2.0] * 3]))
