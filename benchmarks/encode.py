@@ -23,10 +23,11 @@ from quiet import Watch, accept, demand_quiet
 from torch import Tensor
 
 from polyfield.fields.ops.factored_encode import FactoredGridSpec, factored_encode, factored_encode_reference
-from polyfield.fields.radiance import PlanesField
+from polyfield.fields.radiance import TensorField, TensorFieldConfig
 
 RAYS, PER_RAY = 2048, 32
 GATE = 1e-5
+FINAL_VOXELS = TensorFieldConfig().final_voxels
 
 
 def make_positions() -> Tensor:
@@ -39,7 +40,7 @@ def make_positions() -> Tensor:
 
 
 def by_grid_sample(x: Tensor, parameters: Tensor, spec: FactoredGridSpec) -> Tensor:
-    """Planes as the released K-Planes reads them: images with channels first."""
+    """Planes and lines as the released TensoRF reads them: images with channels first."""
     at, factors, out = x * 2 - 1, iter(spec.factors()), []
     for term in spec.terms:
         product = None
@@ -48,7 +49,8 @@ def by_grid_sample(x: Tensor, parameters: Tensor, spec: FactoredGridSpec) -> Ten
             rows, columns, channels = factor.shape
             values = parameters[factor.first : factor.first + rows * columns * channels]
             image = values.reshape(rows, columns, channels).permute(2, 0, 1)[None]
-            where = at[:, [factor.axis_a, factor.axis_b]][None, None]
+            across = at[:, factor.axis_b] if factor.axis_b >= 0 else torch.zeros_like(at[:, 0])
+            where = torch.stack([at[:, factor.axis_a], across], 1)[None, None]
             read = torch.nn.functional.grid_sample(image, where, align_corners=True, padding_mode="border")[0, :, 0].T
             product = read if product is None else product * read
         out.append(product)
@@ -79,7 +81,7 @@ def main() -> int:
     )
     options = parser.parse_args()
     demand_quiet(options.force)
-    field = PlanesField()
+    field = TensorField(TensorFieldConfig(first_voxels=FINAL_VOXELS))
     spec, x, parameters = field.encoding.spec, make_positions(), field.encoding.table.detach().reshape(-1)
     truth = passes(factored_encode_reference, x.double(), parameters.double(), spec)
     errors = [relative(a, b) for a, b in zip(passes(factored_encode, x, parameters, spec), truth, strict=True)]

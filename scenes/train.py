@@ -32,11 +32,11 @@ from ..fields.optim.radiance import RadianceTask
 from ..fields.radiance import FIELDS
 from ..fields.render import BACKGROUNDS, OccupancyGrid, render, render_rays
 from .device import Device, pick_device
-from .presets import Preset, hash_preset, planes_preset, tensor_preset
+from .presets import Preset, hash_preset, tensor_preset
 from .rays import SceneRays
 from .scene import Scene
 
-PRESETS: dict[str, Callable[[Scene], Preset]] = {"hash": hash_preset, "planes": planes_preset, "tensor": tensor_preset}
+PRESETS: dict[str, Callable[[Scene], Preset]] = {"hash": hash_preset, "tensor": tensor_preset}
 """Model kind -> what to train it with, by looking at the scene."""
 
 
@@ -44,7 +44,7 @@ PRESETS: dict[str, Callable[[Scene], Preset]] = {"hash": hash_preset, "planes": 
 class TrainOptions:
     """What a user decides about a training run."""
 
-    model: Literal["hash", "planes", "tensor"] = "hash"
+    model: Literal["hash", "tensor"] = "hash"
     """Kind of field."""
     max_steps: int | None = None
     """Total optimisation steps. Default: by time."""

@@ -1,4 +1,4 @@
-"""Planes of features as a module (see `fields.ops.factored_encode`)."""
+"""Planes and lines of features as a module (see `fields.ops.factored_encode`)."""
 
 from __future__ import annotations
 
@@ -8,13 +8,6 @@ from torch import Tensor, nn
 from ..errors import ConfigError
 from ..ops import _cpu
 from ..ops.factored_encode import FactoredGridSpec, Term, factored_encode
-
-
-def k_planes(base_resolution: int, multipliers: tuple[int, ...], channels: int) -> FactoredGridSpec:
-    """xy * xz * yz at several resolutions (Fridovich-Keil et al. 2023, sections 3.1 and 3.2)."""
-    resolutions = [(base_resolution * m,) * 3 for m in multipliers]
-    terms = (Term(factors=("xy", "xz", "yz"), channels=channels, resolution=r) for r in resolutions)
-    return FactoredGridSpec(terms=tuple(terms))
 
 
 def vector_matrix(resolution: tuple[int, int, int], channels: int) -> FactoredGridSpec:

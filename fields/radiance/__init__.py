@@ -4,14 +4,11 @@ from .encoded import EncodedField as EncodedField
 from .encoded import EncodedFieldConfig as EncodedFieldConfig
 from .hash import HashField as HashField
 from .hash import HashFieldConfig as HashFieldConfig
-from .planes import PlanesField as PlanesField
-from .planes import PlanesFieldConfig as PlanesFieldConfig
 from .tensor import TensorField as TensorField
 from .tensor import TensorFieldConfig as TensorFieldConfig
 
 FIELDS: dict[str, tuple[type[EncodedField], type[EncodedFieldConfig]]] = {
     "hash": (HashField, HashFieldConfig),
-    "planes": (PlanesField, PlanesFieldConfig),
     "tensor": (TensorField, TensorFieldConfig),
 }
 """Name on the command line and in files -> (class, config class)."""

@@ -1,6 +1,5 @@
 """What to train with, by capture kind and model kind."""
 
 from .hash import hash_preset as hash_preset
-from .planes import planes_preset as planes_preset
 from .preset import Preset as Preset
 from .tensor import tensor_preset as tensor_preset

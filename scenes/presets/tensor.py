@@ -10,7 +10,8 @@ from .preset import Preset, preset_of
 
 
 def tensor_preset(scene: Scene) -> Preset:
-    """Where there are cascades, space beyond the unit box is folded in, as for planes."""
+    """Where there are cascades, space beyond the unit box is folded in: a tensor as wide as they are would be coarse
+    where the cameras look."""
     preset = preset_of(scene, TensorFieldConfig())
     if preset.cascades == 1:
         return preset

@@ -42,7 +42,7 @@ def same_models(a: Path, b: Path) -> bool:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"exposure": True}, {"distortion": 0.01}, {"refine_poses": True}, {"model": "planes"}, {"model": "tensor"}],
+    [{}, {"exposure": True}, {"distortion": 0.01}, {"refine_poses": True}, {"model": "tensor"}],
     ids=str,
 )
 def test_a_ball_is_learned(tmp_path, changes):

@@ -7,14 +7,13 @@ import torch
 
 from polyfield.fields.errors import ConfigError
 from polyfield.fields.ops.hash_encode import HashGridSpec
-from polyfield.fields.radiance import FIELDS, EncodedField, HashFieldConfig, PlanesFieldConfig
+from polyfield.fields.radiance import FIELDS, EncodedField, HashFieldConfig
 
 SMALL = {
     "hash": {"grid": HashGridSpec(levels=4, base_resolution=4, finest_resolution=32, log2_table_size=10)},
-    "planes": {"base_resolution": 8, "multipliers": (1, 3), "channels": 6},
     "tensor": {"components": 6, "first_voxels": 12**3, "final_voxels": 30**3},
 }
-SCALE = {"hash": 3e3, "planes": 3.0, "tensor": 5.0}
+SCALE = {"hash": 3e3, "tensor": 5.0}
 """What makes the features of an untrained table matter."""
 
 
@@ -97,9 +96,3 @@ def test_one_seed_gives_one_field(kind):
 def test_settings_out_of_range_are_named(changes, text):
     with pytest.raises(ConfigError, match=text):
         HashFieldConfig(**changes)
-
-
-def test_planes_need_whole_multipliers():
-    for multipliers in ((), (0, 1)):
-        with pytest.raises(ConfigError, match="multipliers must be whole numbers from 1 on"):
-            PlanesFieldConfig(multipliers=multipliers)
