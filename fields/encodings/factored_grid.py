@@ -62,7 +62,9 @@ class FactoredGridEncoding(nn.Module):
             for axis, count in zip(axes, size, strict=True):
                 if axis >= 0:
                     resolution[axis] = count
-            term = Term(factors=(name,), channels=before.channels, resolution=(*resolution,))
+            term = Term(
+                factors=(name,), channels=before.channels, resolution=(resolution[0], resolution[1], resolution[2])
+            )
             x = torch.zeros(after.resolution_b, after.resolution_a, 3, device=self.table.device)
             for axis, count, view in ((axes[0], after.resolution_a, (1, -1)), (axes[1], after.resolution_b, (-1, 1))):
                 if axis >= 0:

@@ -9,17 +9,21 @@ provide.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from ..base import Geometry, RadianceField
+from ..encodings import FactoredGridEncoding, HashGridEncoding
 from ..errors import ConfigError
 from ..geometry import CONTRACTIONS
 from ..networks import MLP
 from ..ops.fused_mlp import MlpSpec
 from ..ops.spherical_harmonics import spherical_harmonics
+
+Encoding = HashGridEncoding | FactoredGridEncoding
+"""From positions in the unit cube (N, 3) to (N, features), with its values in `table`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,20 +63,11 @@ class EncodedFieldConfig:
             raise ConfigError(f"sh_bands must be 1 to 4; got {self.sh_bands}")
 
 
-class Encoding(Protocol):
-    """A module from positions in the unit cube (N, 3) to (N, features), with its values in `table`."""
-
-    features: int
-    table: torch.nn.Parameter
-
-    def __call__(self, x: Tensor) -> Tensor: ...
-
-
 class EncodedField(RadianceField):
     """Concrete fields give the encoding. Parameters: `encoding.table`, `density.parameters_flat`,
     `color.parameters_flat`."""
 
-    def __init__(self, config: EncodedFieldConfig, encoding: torch.nn.Module, generator: torch.Generator) -> None:
+    def __init__(self, config: EncodedFieldConfig, encoding: Encoding, generator: torch.Generator) -> None:
         super().__init__()
         self.config = config
         self.density_activation = config.density_activation
@@ -83,7 +78,7 @@ class EncodedField(RadianceField):
         self.encoding = encoding
         self.density = MLP(
             MlpSpec(
-                inputs=encoding.features,  # type: ignore[arg-type]
+                inputs=encoding.features,
                 outputs=1 + config.features,
                 width=config.density_width,
                 hidden_layers=1,
