@@ -45,7 +45,7 @@ class TrainOptions:
     """What a user decides about a training run."""
 
     model: Literal["hash", "tensor"] = "hash"
-    """Kind of field."""
+    """Kind of field: hash (a hash grid, the quickest to learn) or tensor (planes times lines, TensoRF)."""
     max_steps: int | None = None
     """Total optimisation steps. Default: by time."""
     max_seconds: float | None = None
@@ -300,7 +300,11 @@ class _Session:
             raise ConfigError(
                 f"{path} is of a run with other settings ({', '.join(differing)}); resume with the same ones"
             )
-        self.task.load_scalars(header["task"])
+        try:
+            self.task.load_scalars(header["task"])
+            state = LoopState.from_dict(header["loop"])
+        except (KeyError, TypeError, ValueError, ConfigError) as error:
+            raise FormatError(f"{path}: header is not a checkpoint's: {error}") from error
         current = self.task.tensors()
         if set(current) != set(tensors) or any(current[k].shape != tensors[k].shape for k in current):
             raise FormatError(f"{path}: its tensors are not those of this run")
@@ -310,7 +314,7 @@ class _Session:
         self.occupancy.load_state_dict(
             {k.removeprefix("occupancy."): v for k, v in tensors.items() if k.startswith("occupancy.")}
         )
-        self.state = LoopState.from_dict(header["loop"])
+        self.state = state
         self._cut_log(self.state.step)
         return self.state
 

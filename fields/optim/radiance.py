@@ -183,8 +183,9 @@ class RadianceTask:
 
     def load_scalars(self, values: dict[str, Any]) -> None:
         self.ray_count = int(values["ray_count"])
-        if values["growth"] != self.field.growth():
-            self.field.regrow(values["growth"])
+        growth = values.get("growth", {})
+        if growth != self.field.growth():
+            self.field.regrow(growth)
             self._take_parameters()
 
     def grow(self, progress: float) -> bool:

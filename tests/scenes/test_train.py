@@ -18,7 +18,7 @@ from helpers.tiny import tiny_scene
 
 from polyfield.fields import Model
 from polyfield.fields.errors import ConfigError, FormatError
-from polyfield.fields.formats.model_file import read_tensors
+from polyfield.fields.formats.model_file import read_tensors, write_tensors
 from polyfield.fields.ops import _cpu
 from polyfield.scenes import TrainOptions, train_scene
 
@@ -156,6 +156,20 @@ def test_resuming_needs_a_checkpoint_with_the_same_settings(tmp_path):
     run(tmp_path / "run", 5)
     with pytest.raises(ConfigError, match="other settings \\(seed\\)"):
         run(tmp_path / "run", 10, resume=True, seed=1)
+
+
+@pytest.mark.parametrize(
+    "growth",
+    [{"stage": 99, "box": [-1, -1, -1, 1, 1, 1]}, {"stage": 1}, {"stage": 1, "box": 5}, {"stage": "x", "box": []}],
+)
+def test_a_checkpoint_with_another_header_is_refused(tmp_path, growth):
+    run(tmp_path / "run", 2, model="tensor")
+    path = tmp_path / "run" / "checkpoint.safetensors"
+    header, tensors = read_tensors(path, kind="checkpoint")
+    header["task"]["growth"] = growth
+    write_tensors(path, header, tensors)
+    with pytest.raises(FormatError, match="header is not a checkpoint's"):
+        run(tmp_path / "run", 4, resume=True, model="tensor")
 
 
 def test_steps_and_seconds_together_are_refused(tmp_path):
