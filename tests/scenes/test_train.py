@@ -41,24 +41,24 @@ def same_models(a: Path, b: Path) -> bool:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("changes", "steps", "least"),
+    ("changes", "steps", "least", "gain"),
     [
         # Ten views of 24 pixels do not determine the ball: held-out views score 15 to 21 dB by the luck of the seed.
         # Of 46 views it is learned to 29.7 to 32.9 dB for every seed and change tried; an all-white picture scores
         # about 11 dB.
-        ({}, 150, 28),
-        ({"exposure": True}, 150, 28),
-        ({"distortion": 0.01}, 150, 28),
-        ({"refine_poses": True}, 150, 28),
-        ({"model": "tensor"}, 300, 22),  # 24 dB: its texels are many for so few pixels
+        ({}, 150, 28, 10),
+        ({"exposure": True}, 150, 28, 10),
+        ({"distortion": 0.01}, 150, 28, 10),
+        ({"refine_poses": True}, 150, 28, 10),
+        ({"model": "tensor"}, 300, 22, 8),  # slower here than hash: 19.1 dB after 150 steps, 24.4 after 300, one seed
     ],
     ids=str,
 )
-def test_a_ball_is_learned(tmp_path, changes, steps, least):
+def test_a_ball_is_learned(tmp_path, changes, steps, least, gain):
     result = run(tmp_path / "run", steps, views=48, **changes)
     held_out = [line["heldout_psnr"] for line in lines(tmp_path / "run") if "heldout_psnr" in line]
     assert held_out[-1] > least
-    assert held_out[-1] > held_out[0] + 8
+    assert held_out[-1] > held_out[0] + gain
     assert result.steps == steps
     assert result.skipped_steps == 0
     loaded = Model.load(result.model_path)

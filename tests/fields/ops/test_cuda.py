@@ -337,7 +337,8 @@ def test_planted_faults_are_found(kind, kernel, finding, tmp_path):
     ("options", "kernels", "tolerance"),
     [
         ('precision="fp32", exposure=True', "pf_composite_backward_f32", 0.02),  # composed
-        # The program says losses and adapts its rays two steps later, and finds room for fewer rays of the first fog.
+        # Within a factor of two only: the program says losses and adapts its rays two steps later, and leaves out rays
+        # without room, so its batches are others. That a step is the same is tested in test_radiance_program.py.
         ('precision="bf16"', "pf_radiance_finish", 1.0),
     ],
     ids=["composed", "program"],
