@@ -52,19 +52,14 @@ class FactoredGridEncoding(nn.Module):
             low, high: (3,) corners of the box, in [0, 1].
         """
         out = FactoredGridEncoding(spec, None, 0.0, 0.0).to(self.table.device)
-        pairs = zip(self.spec.factors(), spec.factors(), strict=True)
-        names = (name for term in spec.terms for name in term.factors)
+        singles = [
+            FactoredGridSpec(terms=(Term(factors=(name,), channels=term.channels, resolution=term.resolution),))
+            for term in self.spec.terms
+            for name in term.factors
+        ]
         parts = []
-        for (before, after), name in zip(pairs, names, strict=True):
-            size = (before.resolution_a, before.resolution_b)
-            axes = (before.axis_a, before.axis_b)
-            resolution = [2, 2, 2]
-            for axis, count in zip(axes, size, strict=True):
-                if axis >= 0:
-                    resolution[axis] = count
-            term = Term(
-                factors=(name,), channels=before.channels, resolution=(resolution[0], resolution[1], resolution[2])
-            )
+        for single, before, after in zip(singles, self.spec.factors(), spec.factors(), strict=True):
+            axes = (after.axis_a, after.axis_b)
             x = torch.zeros(after.resolution_b, after.resolution_a, 3, device=self.table.device)
             for axis, count, view in ((axes[0], after.resolution_a, (1, -1)), (axes[1], after.resolution_b, (-1, 1))):
                 if axis >= 0:
@@ -72,7 +67,7 @@ class FactoredGridEncoding(nn.Module):
                     x[..., axis] = (low[axis] + line * (high[axis] - low[axis])).view(view)
             first = before.first // before.channels
             values = self.table[first : first + before.resolution_a * before.resolution_b].reshape(-1)
-            parts.append(factored_encode(x.reshape(-1, 3), values, FactoredGridSpec(terms=(term,))))
+            parts.append(factored_encode(x.reshape(-1, 3), values, single))
         out.table.copy_(torch.cat(parts))
         return out
 

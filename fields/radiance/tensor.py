@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..encodings.factored_grid import FactoredGridEncoding, vector_matrix, vectors
 from ..errors import ConfigError
+from ..ops.factored_encode import FactoredGridSpec
 from .encoded import EncodedField, EncodedFieldConfig
 
 STAGES = (0.04, 0.07, 0.10, 0.14, 0.19)
@@ -68,6 +69,11 @@ class TensorFieldConfig(EncodedFieldConfig):
         x, y, z = (max(2, round(size / edge)) for size in sizes)
         return x, y, z
 
+    @property
+    def spec(self) -> FactoredGridSpec:
+        """Shape of the tensor."""
+        return FORMS[self.form](self.resolution, self.components)
+
 
 class TensorField(EncodedField):
     """Final. See the module. `config` says what it has grown to."""
@@ -78,8 +84,7 @@ class TensorField(EncodedField):
     def __init__(self, config: TensorFieldConfig | None = None, *, seed: int = 0) -> None:
         config = config or TensorFieldConfig()
         generator = torch.Generator().manual_seed(seed)
-        spec = FORMS[config.form](config.resolution, config.components)
-        super().__init__(config, FactoredGridEncoding(spec, generator, -RANGE, RANGE), generator)
+        super().__init__(config, FactoredGridEncoding(config.spec, generator, -RANGE, RANGE), generator)
 
     def to_unit(self, x: Tensor) -> Tensor:
         """Scene positions (N, 3) to the box's [0, 1]^3."""
@@ -95,8 +100,7 @@ class TensorField(EncodedField):
         config = dataclasses.replace(self.config, stage=stage, box=tuple(box.flatten().tolist()))
         low, high = ((corner - before[0]) / (before[1] - before[0]) for corner in box)
         device = self.encoding.table.device
-        spec = FORMS[config.form](config.resolution, config.components)
-        self.encoding = self.encoding.resampled(spec, low.to(device), high.to(device))
+        self.encoding = self.encoding.resampled(config.spec, low.to(device), high.to(device))
         self.config = config
         return True
 
@@ -105,8 +109,7 @@ class TensorField(EncodedField):
 
     def regrow(self, growth: dict[str, Any]) -> None:
         self.config = dataclasses.replace(self.config, stage=int(growth["stage"]), box=tuple(growth["box"]))
-        spec = FORMS[self.config.form](self.config.resolution, self.config.components)
-        self.encoding = FactoredGridEncoding(spec, None, 0.0, 0.0).to(self.encoding.table.device)
+        self.encoding = FactoredGridEncoding(self.config.spec, None, 0.0, 0.0).to(self.encoding.table.device)
 
     def _drawn_in(self, occupied: Tensor, box: Tensor) -> Tensor:
         """(2, 3) the part of the box that holds what is occupied, with a margin."""

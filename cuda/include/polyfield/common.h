@@ -33,5 +33,6 @@ using std::sqrt;
 template <class T> PF_HD T min_of(T a, T b) { return a < b ? a : b; }
 template <class T> PF_HD T max_of(T a, T b) { return a > b ? a : b; }
 template <class T> PF_HD T clamp(T value, T low, T high) { return min_of(max_of(value, low), high); }
+template <class T> PF_HD T unit_clamp(T x) { return x > T(0) ? (x < T(1) ? x : T(1)) : T(0); }  // NaN -> 0
 
 }  // namespace polyfield

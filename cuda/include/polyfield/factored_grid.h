@@ -21,14 +21,12 @@ struct GridFactor {
   i64 column;  // of its term in the encoding; factors of one term follow one another
 };
 
-template <class T> PF_HD T unit_position(T x) { return x > T(0) ? (x < T(1) ? x : T(1)) : T(0); }  // NaN -> 0
-
 // Where a coordinate lies among `resolution` texels.
 template <class T> struct GridPlace {
   i64 low;
   T fraction, slope;  // slope: d fraction / d x
   PF_HD GridPlace(T x, i64 resolution) {
-    const T p = unit_position(x) * T(resolution - 1);
+    const T p = unit_clamp(x) * T(resolution - 1);
     low = min_of(i64(p), resolution - 2);
     fraction = p - T(low);
     slope = x >= T(0) && x <= T(1) ? T(resolution - 1) : T(0);

@@ -38,8 +38,6 @@ inline void hash_levels(i64 levels, const double* table, HashLevel* out) {
   }
 }
 
-template <class T> PF_HD T unit_clamp(T x) { return x > T(0) ? (x < T(1) ? x : T(1)) : T(0); }  // NaN -> 0
-
 // x * scale + 0.5 rounded once, on machines with and without FMA: a position then lies in the same cell on all of them.
 PF_HD float lattice_position(float x, float scale) {
 #if defined(__CUDACC__) || defined(__CUDACC_RTC__)
