@@ -182,6 +182,41 @@ inline __mmask16 octet_lanes(i64 count, int half) {
   const i64 lanes = 2 * (count - 8 * half);
   return lanes >= 16 ? __mmask16(0xffff) : lanes <= 0 ? __mmask16(0) : __mmask16((1u << lanes) - 1);
 }
+// Adds the gradients (two channels a sample) of a block's first `count` samples to their entries. The weights are
+// factored, (y, z) times (x and gradient), so that a sample costs its loads, multiply-adds and stores and little else.
+// `neighbours`: corners that differ in x lie side by side (levels that are not hashed) and are added to at once.
+inline __attribute__((always_inline)) void scatter_block(const HashBlock<float>& block, const float* grad, int count,
+                                                         bool neighbours, float* level_gradient) {
+  const __m512 one = _mm512_set1_ps(1.0f);
+  const __m512 fy = _mm512_load_ps(block.fraction[1]), fz = _mm512_load_ps(block.fraction[2]);
+  alignas(64) float yz[4][kHashBlock], x_grad[kHashBlock][4];
+  _mm512_store_ps(yz[0], (one - fy) * (one - fz));
+  _mm512_store_ps(yz[1], fy * (one - fz));
+  _mm512_store_ps(yz[2], (one - fy) * fz);
+  _mm512_store_ps(yz[3], fy * fz);
+  for (int half = 0; half < 2; ++half) {
+    const __m512 g = _mm512_maskz_loadu_ps(octet_lanes(count, half), grad + 16 * half);
+    const __m512 fx = spread_half(block.fraction[0], half);
+    const __m512d low = _mm512_castps_pd((one - fx) * g), high = _mm512_castps_pd(fx * g);
+    _mm512_store_pd(x_grad[8 * half], _mm512_unpacklo_pd(low, high));
+    _mm512_store_pd(x_grad[8 * half + 4], _mm512_unpackhi_pd(low, high));
+  }
+  for (int s = 0; s < count; ++s) {
+    const __m128 low = _mm_load_ps(x_grad[(s & 8) + (s & 1) * 4 + (s & 7) / 2]), high = _mm_movehl_ps(low, low);
+    for (int c = 0; c < 8; c += 2) {
+      const __m128 w = _mm_set1_ps(yz[c / 2][s]);
+      float* entry = level_gradient + 2 * i64(block.index[c][s]);
+      if (neighbours) {
+        _mm_storeu_ps(entry, _mm_fmadd_ps(w, low, _mm_loadu_ps(entry)));
+        continue;
+      }
+      double* first = reinterpret_cast<double*>(entry);
+      double* second = reinterpret_cast<double*>(level_gradient + 2 * i64(block.index[c + 1][s]));
+      _mm_store_sd(first, _mm_castps_pd(_mm_fmadd_ps(w, low, _mm_castpd_ps(_mm_load_sd(first)))));
+      _mm_store_sd(second, _mm_castps_pd(_mm_fmadd_ps(w, high, _mm_castpd_ps(_mm_load_sd(second)))));
+    }
+  }
+}
 #endif
 
 // corner_grad[corner][sample * C + c] of the samples of a block, from the cotangents of value and derivatives (each C
@@ -262,23 +297,16 @@ inline void hash_scatter_level(const HashLevel& level, const T* x, const T* y, c
   alignas(64) T weight[8][kHashBlock];
   for (i64 i = 0; i < n; i += kHashBlock) {
     hash_block(level, x + i, y + i, z + i, block);
-    for (int c = 0; c < 8; ++c)
-      for (int s = 0; s < kHashBlock; ++s)
-        weight[c][s] = trilinear_weight(c, block.fraction[0][s], block.fraction[1][s], block.fraction[2][s]);
     const int count = n - i < kHashBlock ? int(n - i) : int(kHashBlock);
 #if defined(__AVX512F__)
     if constexpr (sizeof(T) == 4 && C == 2) {
-      for (int s = 0; s < count; ++s) {
-        const __m128 g = _mm_castpd_ps(_mm_load_sd(reinterpret_cast<const double*>(grad + 2 * (i + s))));
-        for (int c = 0; c < 8; ++c) {
-          double* entry = reinterpret_cast<double*>(level_gradient + 2 * i64(block.index[c][s]));
-          const __m128 sum = _mm_fmadd_ps(_mm_set1_ps(weight[c][s]), g, _mm_castpd_ps(_mm_load_sd(entry)));
-          _mm_store_sd(entry, _mm_castps_pd(sum));
-        }
-      }
+      hash_detail::scatter_block(block, grad + 2 * i, count, !level.hashed, level_gradient);
       continue;
     }
 #endif
+    for (int c = 0; c < 8; ++c)
+      for (int s = 0; s < kHashBlock; ++s)
+        weight[c][s] = trilinear_weight(c, block.fraction[0][s], block.fraction[1][s], block.fraction[2][s]);
     for (int s = 0; s < count; ++s) {
       const V g = load_row<V>(grad + C * (i + s));
       for (int c = 0; c < 8; ++c) {
