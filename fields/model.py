@@ -6,8 +6,6 @@ The file is a `.safetensors` with a versioned JSON header (`formats.model_file`)
 from __future__ import annotations
 
 import dataclasses
-import types
-import typing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ import torch
 from .base import RadianceField
 from .errors import ConfigError, FormatError
 from .formats.model_file import read_tensors, write_tensors
+from .formats.restore import config_from_dict, fill_module
 from .geometry import Similarity
 from .radiance import FIELDS
 from .render.march import MarchConfig
@@ -81,52 +80,7 @@ class Model:
             background, provenance = str(header["background"]), dict(header["provenance"])
         except (KeyError, TypeError, ConfigError) as error:
             raise FormatError(f"{path}: header is not a Polyfield model's: {error}") from error
-        _fill(path, representation, "representation.", tensors)
-        _fill(path, occupancy, "occupancy.", tensors)
+        fill_module(path, representation, "representation.", tensors)
+        fill_module(path, occupancy, "occupancy.", tensors)
         representation, occupancy = representation.to(device), occupancy.to(device)
         return Model(representation, occupancy, march, to_dataset, background, provenance)
-
-
-def _fill(path: Path, module: torch.nn.Module, prefix: str, tensors: dict[str, torch.Tensor]) -> None:
-    state = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-    expected = module.state_dict()
-    for key, value in expected.items():
-        if key not in state:
-            raise FormatError(f"{path}: tensor {prefix}{key} is missing")
-        if state[key].shape != value.shape or state[key].dtype != value.dtype:
-            got = (tuple(state[key].shape), state[key].dtype)
-            raise FormatError(f"{path}: tensor {prefix}{key} must be {tuple(value.shape)} {value.dtype}; got {got}")
-    unknown = sorted(set(state) - set(expected))
-    if unknown:
-        raise FormatError(f"{path}: unknown tensors {', '.join(prefix + k for k in unknown[:3])}")
-    module.load_state_dict(state)
-
-
-def config_from_dict(cls: type, values: Any) -> Any:
-    """Rebuild a config dataclass from JSON, nested ones too; ConfigError for unknown keys or wrong types."""
-    if not isinstance(values, dict):
-        raise ConfigError(f"{cls.__name__} must be an object; got {type(values).__name__}")
-    hints = typing.get_type_hints(cls)
-    unknown = sorted(set(values) - set(hints))
-    if unknown:
-        raise ConfigError(f"{cls.__name__} has no setting {', '.join(map(repr, unknown))}")
-    return cls(**{key: _typed(f"{cls.__name__}.{key}", hints[key], value) for key, value in values.items()})
-
-
-def _typed(name: str, hint: Any, value: Any) -> Any:
-    if dataclasses.is_dataclass(hint):
-        return config_from_dict(hint, value)  # type: ignore[arg-type]
-    origin = typing.get_origin(hint)
-    if origin is tuple and isinstance(value, list):
-        return tuple(value)
-    if origin is typing.Literal:
-        if value not in typing.get_args(hint):
-            raise ConfigError(f"{name} must be one of {typing.get_args(hint)}; got {value!r}")
-        return value
-    if origin in (typing.Union, types.UnionType):
-        return value
-    if hint is float and type(value) is int:
-        return float(value)
-    if isinstance(hint, type) and type(value) is not hint:
-        raise ConfigError(f"{name} must be {hint.__name__}; got {value!r}")
-    return value

@@ -1,3 +1,5 @@
-"""Maps of features to features: small fully connected networks."""
+"""Maps of features and points to values: fully connected networks."""
 
+from .coordinate import CoordinateNetwork as CoordinateNetwork
+from .coordinate import CoordinateNetworkConfig as CoordinateNetworkConfig
 from .mlp import MLP as MLP

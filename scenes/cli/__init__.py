@@ -21,8 +21,9 @@ Train a neural scene from posed photos, measure it, and make pictures and films 
 
 commands:
   train SCENE        train a field from a folder of posed photos, or from the built-in scene 'demo'
+  fit INPUT          fit a field to an image, a film or a volume
   eval MODEL SCENE   compare a trained model with photos it has not seen
-  render MODEL       stills or a film: an orbit, a spiral, or cameras from a file
+  render MODEL       stills or a film: an orbit, a spiral, or cameras from a file; a fitted image at any size
   info SCENE         what was found in a folder: cameras, bounds, splits, warnings
   doctor             what this machine can do, and what to do about what is missing
 
@@ -41,6 +42,12 @@ exit codes: 0 done; 1 internal error (a bug: run again with --debug); 2 bad inpu
 
 def _train(arguments: Sequence[str]) -> int:
     from .train import run
+
+    return run(arguments)
+
+
+def _fit(arguments: Sequence[str]) -> int:
+    from .fit import run
 
     return run(arguments)
 
@@ -71,6 +78,7 @@ def _doctor(arguments: Sequence[str]) -> int:
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "train": _train,
+    "fit": _fit,
     "eval": _eval,
     "render": _render,
     "info": _info,

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ..fit import FitProgress
     from ..train import Progress as TrainProgress
 
 LINE_SECONDS = 10.0
@@ -54,7 +55,12 @@ def train_line(p: TrainProgress) -> str:
     )
 
 
-def _steps(p: TrainProgress) -> str:
+def fit_line(p: FitProgress) -> str:
+    """One plain line about a fit."""
+    return f"step {_steps(p)}  {decibels(p.psnr)}  {clock(p.seconds)} elapsed, {clock(p.seconds_left)} left"
+
+
+def _steps(p: TrainProgress | FitProgress) -> str:
     return f"{p.step}" if p.total_steps is None else f"{p.step}/{p.total_steps}"
 
 
@@ -90,6 +96,37 @@ def show_training() -> Iterator[Callable[[TrainProgress], None]]:
                 train=decibels(p.train_psnr),
                 held_out=decibels(p.heldout_psnr),
                 rays=rate(p.rays_per_second),
+                left=clock(p.seconds_left),
+            )
+
+        yield report
+
+
+@contextmanager
+def show_fit() -> Iterator[Callable[[FitProgress], None]]:
+    """Yields the callback to give to `fit_signal`."""
+    if not sys.stderr.isatty():
+        yield _plain(fit_line, done=lambda p: p.step == p.total_steps)
+        return
+    from rich.progress import BarColumn, Progress, TextColumn
+
+    columns = (
+        TextColumn("{task.fields[steps]}"),
+        BarColumn(bar_width=None),
+        TextColumn("{task.percentage:>3.0f}%"),
+        TextColumn("[bold]{task.fields[quality]}"),
+        TextColumn("{task.fields[left]} left"),
+    )
+    with Progress(*columns, console=_console(), expand=True) as bar:
+        task = bar.add_task("fit", total=None, steps="starting", quality="-", left="-")
+
+        def report(p: FitProgress) -> None:
+            bar.update(
+                task,
+                total=p.total_steps,
+                completed=p.step,
+                steps=f"step {_steps(p)}",
+                quality=decibels(p.psnr),
                 left=clock(p.seconds_left),
             )
 

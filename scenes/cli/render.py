@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from ...fields.errors import ConfigError
+from ...fields.errors import ConfigError, FormatError
+from ..suffixes import FILMS
 from . import run_folder
 from .arguments import parse
 from .errors import OK
@@ -22,14 +23,14 @@ if TYPE_CHECKING:
     from ...fields.model import Model
 
 CHANNELS = ("rgb", "depth", "normal", "alpha")
-_FILM_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm")
 _MAX_SIDE = 1 << 14
+_ONE_PATH = "give one of --orbit N, --path spiral and --cameras FILE"
 _NUMBER_OF_FRAMES = 120
 
 
 @dataclass(frozen=True, kw_only=True)
 class Render:
-    """Make stills or a film of a trained model.
+    """Make stills or a film of a trained model, or an image, film or volume of what 'polyfield fit' wrote.
 
     The path is one of --orbit N (a circle; needs nothing but the model), --path spiral (around the mean of the training
     cameras, for forward-facing captures), --path orbit, or --cameras FILE (layout of transforms.json, in the data set's
@@ -39,12 +40,13 @@ class Render:
       polyfield render runs/lego-hash-1 --orbit 120 --out orbit.mp4
       polyfield render runs/fern-hash-1 --path spiral --size 504x378 --out fern.mp4
       polyfield render runs/lego-hash-1 --cameras data/lego/transforms_test.json --channels rgb,depth --out stills
+      polyfield render photo.safetensors --size 3000x2000 --out photo.png
     """
 
     model: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="MODEL")]
     """Model file, or the run folder that holds one."""
     out: Path
-    """Folder for stills (PNG, numbered), or a file ending in .mp4 for a film."""
+    """Folder for stills (PNG, numbered), or a file ending in .mp4 for a film. Of a fit: a picture, film or .npy."""
     orbit: int | None = None
     """A full circle of this many frames."""
     path: Literal["orbit", "spiral"] | None = None
@@ -54,7 +56,7 @@ class Render:
     frames: int = _NUMBER_OF_FRAMES
     """Frames of --path."""
     size: str | None = None
-    """WIDTHxHEIGHT in pixels. None: that of the training cameras where known, else 800x800."""
+    """WIDTHxHEIGHT in pixels. None: that of the training cameras where known, else 800x800; of a fit its own."""
     fps: float = 30.0
     """Frames per second of a film."""
     channels: str = "rgb"
@@ -69,13 +71,8 @@ class Render:
     """Where to render."""
 
     def __post_init__(self) -> None:
-        given = [
-            n for n, v in (("--orbit", self.orbit), ("--path", self.path), ("--cameras", self.cameras)) if v is not None
-        ]
-        if len(given) != 1:
-            raise ConfigError(
-                f"give one of --orbit N, --path spiral and --cameras FILE; got {' and '.join(given) or 'none'}"
-            )
+        if len(self.paths_given()) > 1:
+            raise ConfigError(f"{_ONE_PATH}; got {' and '.join(self.paths_given())}")
         for name, frames in (("--orbit", self.orbit), ("--frames", self.frames)):
             if frames is not None and not 1 <= frames <= 100_000:
                 raise ConfigError(f"{name} must be 1 to 100000 frames; got {frames}")
@@ -91,6 +88,16 @@ class Render:
         if unknown or len(set(self.channel_list())) != len(self.channel_list()):
             raise ConfigError(f"--channels must be different ones of {','.join(CHANNELS)}; got {self.channels!r}")
         self.pixels()
+
+    def paths_given(self) -> list[str]:
+        """The options that name a camera path."""
+        named = (("--orbit", self.orbit), ("--path", self.path), ("--cameras", self.cameras))
+        return [name for name, value in named if value is not None]
+
+    def check_for_scene(self) -> None:
+        """What a trained scene needs and a fitted image does not."""
+        if not self.paths_given():
+            raise ConfigError(f"{_ONE_PATH}; got none")
         if (
             self.out.suffix
             and not self.is_film()
@@ -116,12 +123,15 @@ class Render:
 
     def is_film(self) -> bool:
         """Whether --out names a film."""
-        return self.out.suffix.lower() in _FILM_SUFFIXES
+        return self.out.suffix.lower() in FILMS
 
 
 def run(arguments: Sequence[str]) -> int:
     """The command."""
     command = parse(Render, arguments, "polyfield render")
+    if not command.model.is_dir() and _is_fit(command.model):
+        return _render_fit(command)
+    command.check_for_scene()
     from ...fields.model import Model
     from ...fields.render.frame import render
     from ..device import pick_device
@@ -137,6 +147,34 @@ def run(arguments: Sequence[str]) -> int:
             report(index + 1, len(cameras))
     for file in writer.written:
         print(file)
+    return OK
+
+
+def _is_fit(path: Path) -> bool:
+    """Whether a file holds what `fit` writes; what is damaged or no file at all is left to the loader of scenes."""
+    from ...fields.formats.model_file import read_header
+    from ...fields.implicit.model import FILE_KIND
+
+    try:
+        return path.is_file() and read_header(path).get("kind") == FILE_KIND
+    except FormatError:
+        return False
+
+
+def _render_fit(command: Render) -> int:
+    from ...fields.implicit import ImplicitModel
+    from ..device import pick_device
+    from ..signals import check_output, write_signal
+
+    if command.paths_given():
+        raise ConfigError(
+            f"{command.model} is a fit: it has no cameras; leave out {' and '.join(command.paths_given())}"
+        )
+    model = ImplicitModel.load(command.model, device=pick_device(command.device))
+    check_output(command.out, model.signal)
+    size = (*(command.pixels() or model.size[:2]), *model.size[2:])
+    write_signal(command.out, model.signal, model.sample(size), low=model.low, high=model.high, fps=model.fps)
+    print(command.out)
     return OK
 
 

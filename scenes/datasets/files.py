@@ -180,9 +180,9 @@ def parse_npy(data: bytes, where: str) -> np.ndarray:
         return values.reshape(shape, order="F" if fortran else "C").astype(np.float64)
 
 
-def read_npy(path: Path) -> np.ndarray:
-    """A numeric .npy file as float64."""
-    return parse_npy(read_bytes(path, MAX_ARRAY_BYTES), str(path))
+def read_npy(path: Path, limit: int = MAX_ARRAY_BYTES) -> np.ndarray:
+    """A numeric .npy file of at most `limit` bytes as float64."""
+    return parse_npy(read_bytes(path, limit), str(path))
 
 
 def parse_npz(data: bytes, where: str) -> dict[str, np.ndarray]:

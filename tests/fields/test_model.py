@@ -8,7 +8,7 @@ import torch
 from polyfield.fields import HashField, HashFieldConfig, MarchConfig, Model, OccupancyGrid, Similarity
 from polyfield.fields.errors import ConfigError, FormatError
 from polyfield.fields.formats.model_file import read_tensors, write_tensors
-from polyfield.fields.model import config_from_dict
+from polyfield.fields.formats.restore import config_from_dict
 from polyfield.fields.ops.hash_encode import HashGridSpec
 
 

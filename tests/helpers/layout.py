@@ -16,7 +16,7 @@ FLOORS = (
     {"fields.ops"},
     {"fields.base", "fields.geometry", "fields.formats", "fields.spectrum"},
     {"fields.encodings", "fields.networks"},
-    {"fields.radiance", "fields.surface", "fields.splats", "fields.dynamic"},
+    {"fields.radiance", "fields.implicit", "fields.surface", "fields.splats", "fields.dynamic"},
     {"fields.render"},
     {"fields.model"},
     {"fields.optim"},

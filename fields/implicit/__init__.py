@@ -1,0 +1,7 @@
+"""Images, films and volumes as fields: points in, values out."""
+
+from .kinds import KINDS as KINDS
+from .kinds import build as build
+from .kinds import config_for as config_for
+from .model import ImplicitModel as ImplicitModel
+from .signal import GridSignal as GridSignal

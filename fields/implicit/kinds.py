@@ -1,0 +1,149 @@
+"""Which fields can an image, a film or a volume become, and with which settings does each learn?
+
+Settings are those of the papers and of the equal-parameter comparison of neurofield (about 200 thousand parameters);
+grids are sized by the signal. `frequency` names the setting that decides which detail a field shows before it has
+learned anything, and what to try for it (FreSh, Kania et al. 2025, tables of candidates).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import nn
+
+from ..networks.coordinate import CoordinateNetwork, CoordinateNetworkConfig
+from .grid import GridNetwork, GridNetworkConfig
+from .signal import GridSignal
+
+Config = CoordinateNetworkConfig | GridNetworkConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kind:
+    """One family."""
+
+    network: Callable[..., nn.Module]
+    config: type
+    settings: dict[str, Any]
+    """What differs from the configuration's defaults."""
+    lr: dict[str, float]
+    """Learning rates of Adam, by the beginning of the parameter's name; "" for all others."""
+    batch: int
+    """Points per step: what two cores do in about a tenth of a second."""
+    frequency: str | None = None
+    """The setting that FreSh chooses, ..."""
+    candidates: tuple[float, ...] = ()
+    """... from these."""
+
+
+_OMEGAS = tuple(float(10 * k) for k in range(1, 21))
+_SINES = {"activation": "sine", "output": "centred"}
+
+KINDS: dict[str, Kind] = {
+    "siren": Kind(
+        network=CoordinateNetwork,
+        config=CoordinateNetworkConfig,
+        settings=_SINES,
+        lr={"": 5e-4},
+        batch=1 << 14,
+        frequency="first_omega",
+        candidates=_OMEGAS,
+    ),
+    "finer": Kind(
+        network=CoordinateNetwork,
+        config=CoordinateNetworkConfig,
+        settings={**_SINES, "activation": "finer"},
+        lr={"": 5e-4},
+        batch=1 << 14,
+        frequency="first_bias",
+        candidates=tuple(round(0.2 * k, 1) for k in range(16)),
+    ),
+    "wire": Kind(
+        network=CoordinateNetwork,
+        config=CoordinateNetworkConfig,
+        settings={"activation": "wire", "first_omega": 20.0, "hidden_omega": 20.0, "scale": 10.0, "width": 181},
+        lr={"": 3e-3},
+        batch=1 << 14,
+        frequency="first_omega",
+        candidates=_OMEGAS,
+    ),
+    "gauss": Kind(
+        network=CoordinateNetwork,
+        config=CoordinateNetworkConfig,
+        settings={"activation": "gauss"},
+        lr={"": 1e-3},
+        batch=1 << 14,
+        frequency="scale",
+        candidates=_OMEGAS,
+    ),
+    "fourier": Kind(
+        network=CoordinateNetwork,
+        config=CoordinateNetworkConfig,
+        settings={"activation": "relu", "encoding": "fourier", "hidden_layers": 3, "output": "sigmoid"},
+        lr={"": 1e-3},
+        batch=1 << 14,
+        frequency="sigma",
+        candidates=tuple(float(k) for k in range(1, 21)),
+    ),
+    "pe": Kind(
+        network=CoordinateNetwork,
+        config=CoordinateNetworkConfig,
+        settings={"activation": "relu", "encoding": "octaves"},
+        lr={"": 1e-3},
+        batch=1 << 14,
+        frequency="octaves",
+        candidates=tuple(range(3, 13)),
+    ),
+    "cam": Kind(
+        network=CoordinateNetwork,
+        config=CoordinateNetworkConfig,
+        settings={
+            "activation": "relu",
+            "encoding": "fourier",
+            "hidden_layers": 3,
+            "output": "sigmoid",
+            "modulation": 32,
+        },
+        lr={"": 1e-3, "grids": 1e-2},
+        batch=1 << 14,
+        frequency="sigma",
+        candidates=tuple(float(k) for k in range(1, 21)),
+    ),
+    "planes": Kind(
+        network=GridNetwork,
+        config=GridNetworkConfig,
+        settings={"layout": "planes"},
+        lr={"": 1e-2},
+        batch=1 << 16,
+    ),
+    "tensor": Kind(
+        network=GridNetwork,
+        config=GridNetworkConfig,
+        settings={"layout": "lines", "channels": 128},
+        lr={"": 1e-2},
+        batch=1 << 16,
+    ),
+}
+"""Name on the command line and in files -> family."""
+
+
+def config_for(kind: str, signal: GridSignal) -> Config:
+    """The settings of a family for a signal."""
+    family = KINDS[kind]
+    shape = {"inputs": len(signal.size), "outputs": signal.channels, "aspect": signal.aspect}
+    config = family.config(**shape, **family.settings)
+    if isinstance(config, GridNetworkConfig):
+        # Texels no finer than the signal, and for planes about half as many values as it has cells: a fit of more
+        # values than cells would be a copy.
+        longest = max(signal.size)
+        finest = longest if config.layout == "lines" else longest // 2
+        finest = min(max(finest, 16), 1024)
+        config = replace(config, finest_resolution=finest, base_resolution=min(16, finest))
+    return config
+
+
+def build(kind: str, config: Config, seed: int = 0) -> nn.Module:
+    """An untrained network of a family: points (N, D) in [0, 1] -> values (N, C)."""
+    return KINDS[kind].network(config, seed=seed)

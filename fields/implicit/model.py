@@ -1,0 +1,112 @@
+"""What does fitting give, and how is it kept? A network with the signal it stands for, in one file.
+
+The file is a `.safetensors` with a versioned JSON header of kind "implicit"; loading it never runs code.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import ConfigError, FormatError
+from ..formats.model_file import read_tensors, write_tensors
+from ..formats.restore import config_from_dict, fill_module
+from .kinds import KINDS, build
+from .signal import DIMENSIONS, SignalKind, grid_points
+
+FILE_KIND = "implicit"
+_MOST_CELLS = 1 << 34
+
+
+@dataclass
+class ImplicitModel:
+    """A fitted image, film or volume."""
+
+    kind: str
+    """Key of `KINDS`."""
+    network: nn.Module
+    """Points (N, D) in [0, 1] -> values (N, C); images in [0, 1], sRGB-encoded."""
+    signal: SignalKind
+    size: tuple[int, ...]
+    """Cells along x, y (and z or t) of what was fitted."""
+    low: float = 0.0
+    """What 0 stands for in the values of a volume."""
+    high: float = 1.0
+    """What 1 stands for."""
+    fps: float | None = None
+    """Frames per second of a film."""
+    provenance: dict[str, Any] = field(default_factory=dict)
+    """Where it came from: input, steps, quality."""
+
+    def save(self, path: str | Path) -> None:
+        """Write the file atomically: a failure leaves an older file at `path` as it was."""
+        header = {
+            "kind": FILE_KIND,
+            "field": self.kind,
+            "config": dataclasses.asdict(self.network.config),  # type: ignore[arg-type]
+            "signal": self.signal,
+            "size": list(self.size),
+            "low": self.low,
+            "high": self.high,
+            "fps": self.fps,
+            "provenance": self.provenance,
+        }
+        write_tensors(Path(path), header, self.network.state_dict())
+
+    @staticmethod
+    def load(path: str | Path, device: str | torch.device = "cpu") -> ImplicitModel:
+        """Read such a file.
+
+        Raises:
+            FormatError: cut short, foreign, of a newer version or of another kind; the text names the file.
+        """
+        path = Path(path)
+        header, tensors = read_tensors(path, kind=FILE_KIND)
+        kind, signal, size = header.get("field"), header.get("signal"), header.get("size")
+        if kind not in KINDS:
+            raise FormatError(f"{path}: holds a {kind!r:.60} field; this version knows {', '.join(KINDS)}")
+        if signal not in DIMENSIONS or not isinstance(size, list) or not _is_size(size, DIMENSIONS[signal]):
+            raise FormatError(
+                f"{path}: signal and size must be those of an image or volume; got {signal!r:.60} {size!r:.60}"
+            )
+        try:
+            network = build(kind, config_from_dict(KINDS[kind].config, header["config"]))
+            low, high = float(header["low"]), float(header["high"])
+            fps = None if header["fps"] is None else float(header["fps"])
+            provenance = dict(header["provenance"])
+        except (KeyError, TypeError, ValueError, ConfigError) as error:
+            raise FormatError(f"{path}: header is not an implicit field's: {error}") from error
+        fill_module(path, network, "", tensors)
+        return ImplicitModel(kind, network.to(device), signal, tuple(size), low, high, fps, provenance)
+
+    @torch.no_grad()
+    def sample(self, size: tuple[int, ...] | None = None, *, block: int = 1 << 16) -> Tensor:
+        """The values at the cell centres of a grid of any size, (.., y, x, C) float32 on the CPU, images unclamped.
+
+        Args:
+            size: cells along x, y (and z or t); None: those of what was fitted.
+            block: points at a time.
+
+        Raises:
+            ConfigError: a size of another number of axes, or beyond reason.
+        """
+        size = size or self.size
+        if len(size) != len(self.size) or not _is_size(list(size), len(self.size)):
+            raise ConfigError(f"size must be {len(self.size)} positive numbers of cells; got {size}")
+        device = next(self.network.parameters()).device
+        cells = math.prod(size)
+        rows = [
+            self.network(grid_points(size, first, min(block, cells - first), device)).cpu()
+            for first in range(0, cells, block)
+        ]
+        return torch.cat(rows).reshape(*reversed(size), -1)
+
+
+def _is_size(size: list[Any], dimensions: int) -> bool:
+    return len(size) == dimensions and all(type(n) is int and n >= 1 for n in size) and math.prod(size) <= _MOST_CELLS

@@ -1,0 +1,199 @@
+"""How does a plain network answer for a point of space? The family of coordinate networks, by encoding and activation.
+
+A layer is z = W h + b, y = act(z); the input is the point itself or its Fourier features:
+
+- SIREN (Sitzmann et al. 2020): sin(w z), with weights drawn so that every layer keeps the same distribution;
+- FINER (Liu et al. 2024): sin(w (|z| + 1) z), the factor (|z| + 1) without gradient, as released;
+- Gauss (Ramasinghe & Lucey 2022): exp(-(s z)^2);
+- WIRE in its real form (Saragadam et al. 2023): cos(w z) exp(-(s v)^2), where v is a second linear map of h;
+- ReLU behind random Fourier features (Tancik et al. 2020) or behind the octaves of NeRF (Mildenhall et al. 2020).
+
+CAM (Lee et al. 2024, arXiv 2311.14993) modulates any of them: z is brought to mean 0 and variance 1 over the channels
+of its point, then scaled and shifted by two values that a small grid over the first two coordinates holds for the
+layer. Points outside the unit square keep z as it was normalised, scale 1 and shift 0.
+
+Points lie in [0, 1]^D; inside they are scaled to [-1, 1], the shorter axes of a signal by its aspect less, so that a
+frequency means the same along every axis.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Literal, final
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import ConfigError, ShapeError
+from ..ops.factored_encode import FactoredGridSpec, Term, factored_encode
+
+Activation = Literal["relu", "sine", "finer", "gauss", "wire"]
+Encoding = Literal["none", "fourier", "octaves"]
+NORMALISATION_EPSILON = 1e-5
+"""Added to the variance (CAM's released code)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CoordinateNetworkConfig:
+    """Shape and frequencies of a coordinate network. Widths of frequencies are those for inputs in [-1, 1]."""
+
+    inputs: int = 2
+    """D, dimensions of the points, 1 to 3."""
+    outputs: int = 3
+    """Values per point."""
+    activation: Activation = "sine"
+    encoding: Encoding = "none"
+    width: int = 256
+    """Channels of the hidden layers."""
+    hidden_layers: int = 4
+    """Layers with an activation, the first included (SIREN's "3 hidden" are 4 here)."""
+    first_omega: float = 30.0
+    """w of the first layer (sine, finer, wire)."""
+    hidden_omega: float = 30.0
+    """w of the others."""
+    first_bias: float | None = None
+    """Half-width of the first layer's uniform bias (FINER's k); None: as any linear layer, 1 / sqrt(inputs)."""
+    scale: float = 30.0
+    """s of gauss and wire."""
+    sigma: float = 5.0
+    """Standard deviation of random Fourier frequencies, cycles per unit (half of the [0, 1] papers')."""
+    frequencies: int = 256
+    """Random Fourier frequencies; twice as many features."""
+    octaves: int = 10
+    """Of sines and cosines of 2^k pi x."""
+    output: Literal["none", "centred", "sigmoid"] = "none"
+    """Behind the last linear layer: nothing, (y + 1) / 2, or the logistic function."""
+    aspect: tuple[float, ...] | None = None
+    """Length of each axis relative to the longest, in (0, 1]; None: all 1."""
+    modulation: int | None = None
+    """Cells along each axis of CAM's grids over the first two coordinates, 2 to 4096; None: no modulation."""
+
+    def __post_init__(self) -> None:
+        for name, low, high in (
+            ("inputs", 1, 3),
+            ("outputs", 1, 1024),
+            ("width", 1, 4096),
+            ("hidden_layers", 1, 64),
+            ("frequencies", 1, 65536),
+            ("octaves", 1, 32),
+        ):
+            if not low <= getattr(self, name) <= high:
+                raise ConfigError(f"{name} must be {low} to {high}; got {getattr(self, name)}")
+        for name in ("first_omega", "hidden_omega", "scale", "sigma"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ConfigError(f"{name} must be positive; got {getattr(self, name):g}")
+        if self.first_bias is not None and not 0 <= self.first_bias < math.inf:
+            raise ConfigError(f"first_bias must be 0 or more; got {self.first_bias:g}")
+        if self.aspect is not None and (len(self.aspect) != self.inputs or not all(0 < a <= 1 for a in self.aspect)):
+            raise ConfigError(f"aspect must be {self.inputs} lengths in (0, 1]; got {self.aspect}")
+        if self.modulation is not None and not 2 <= self.modulation <= 4096:
+            raise ConfigError(f"modulation must be 2 to 4096 cells; got {self.modulation}")
+        if self.modulation is not None and self.inputs < 2:
+            raise ConfigError(f"modulation needs points of at least 2 dimensions; got {self.inputs}")
+
+    @property
+    def features(self) -> int:
+        """Width of what the first layer sees."""
+        return {"none": 1, "octaves": 1 + 2 * self.octaves}.get(self.encoding, 0) * self.inputs or 2 * self.frequencies
+
+
+@final
+class CoordinateNetwork(nn.Module):
+    """Points to values by layers alone (see the module's text)."""
+
+    aspect: Tensor
+    projection: Tensor
+
+    def __init__(self, config: CoordinateNetworkConfig, *, seed: int = 0) -> None:
+        super().__init__()
+        self.config = c = config
+        generator = torch.Generator().manual_seed(seed)
+        aspect = torch.tensor(c.aspect or (1.0,) * c.inputs)
+        self.register_buffer("aspect", aspect, persistent=False)
+        if c.encoding == "fourier":
+            self.register_buffer("projection", c.sigma * torch.randn(c.inputs, c.frequencies, generator=generator))
+        maps = 2 if c.activation == "wire" else 1
+        sizes = [c.features, *[c.width] * c.hidden_layers]
+        self.layers = nn.ModuleList(nn.Linear(a, maps * b) for a, b in pairwise(sizes))
+        self.head = nn.Linear(c.width, c.outputs)
+        for index, layer in enumerate([*self.layers, self.head]):
+            self._initialise(layer, index, generator)  # type: ignore[arg-type]
+        self.grids: nn.Parameter | None = None
+        if c.modulation is not None:
+            grids = torch.zeros(c.modulation, c.modulation, 2, c.hidden_layers)
+            grids[:, :, 0] = 1.0
+            self.grids = nn.Parameter(grids)
+            term = Term(factors=("xy",), channels=2 * c.hidden_layers, resolution=(c.modulation, c.modulation, 2))
+            self._grid_spec = FactoredGridSpec(terms=(term,))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (N, D) in [0, 1] (beyond it the network goes on, its grids do not) -> (N, outputs).
+
+        Raises:
+            ShapeError: x is not (N, D).
+        """
+        c = self.config
+        if x.ndim != 2 or x.shape[1] != c.inputs:
+            raise ShapeError(f"x must be (N, {c.inputs}); got {tuple(x.shape)}")
+        modulation = self._modulation(x)
+        h = self._encode((2 * x - 1) * self.aspect)
+        for index, layer in enumerate(self.layers):
+            omega = c.first_omega if index == 0 else c.hidden_omega
+            z = layer(h)
+            if modulation is not None:
+                z = nn.functional.layer_norm(z, z.shape[1:], eps=NORMALISATION_EPSILON)
+                z = modulation[:, 0, index, None] * z + modulation[:, 1, index, None]
+            h = self._activate(z, omega)
+        y = self.head(h)
+        return {"none": lambda: y, "centred": lambda: (y + 1) / 2, "sigmoid": lambda: y.sigmoid()}[c.output]()
+
+    def _encode(self, x: Tensor) -> Tensor:
+        c = self.config
+        if c.encoding == "none":
+            return x
+        if c.encoding == "fourier":
+            angles = 2 * math.pi * (x @ self.projection)
+            return torch.cat([angles.sin(), angles.cos()], 1)
+        powers = math.pi * 2.0 ** torch.arange(c.octaves, device=x.device, dtype=x.dtype)
+        angles = (x[:, :, None] * powers).flatten(1)
+        return torch.cat([x, angles.sin(), angles.cos()], 1)
+
+    def _activate(self, z: Tensor, omega: float) -> Tensor:
+        match self.config.activation:
+            case "sine":
+                return torch.sin(omega * z)
+            case "finer":
+                return torch.sin(omega * (z.detach().abs() + 1) * z)
+            case "gauss":
+                return torch.exp(-(self.config.scale * z).square())
+            case "wire":
+                wave, envelope = z.chunk(2, 1)
+                return torch.cos(omega * wave) * torch.exp(-(self.config.scale * envelope).square())
+            case _:
+                return torch.relu(z)
+
+    def _modulation(self, x: Tensor) -> Tensor | None:
+        """(N, 2, layers): scales and shifts at the points."""
+        if self.grids is None:
+            return None
+        plane = torch.cat([x[:, :2], x.new_zeros(len(x), 1)], 1)
+        values = factored_encode(plane, self.grids.reshape(-1), self._grid_spec).reshape(len(x), 2, -1)
+        inside = ((plane >= 0) & (plane <= 1)).all(1)[:, None, None]
+        return torch.where(inside, values, values.new_tensor([[1.0], [0.0]]))
+
+    @torch.no_grad()
+    def _initialise(self, layer: nn.Linear, index: int, generator: torch.Generator) -> None:
+        """SIREN's law for sines; PyTorch's own for the others, whose papers use it. Both are uniform."""
+        c, inputs = self.config, layer.in_features
+        weight = bias = 1 / math.sqrt(inputs)
+        if c.activation in ("sine", "finer"):
+            weight = 1 / inputs if index == 0 else math.sqrt(6 / inputs) / c.hidden_omega
+        if index == 0 and c.first_bias is not None:
+            bias = c.first_bias
+        layer.weight.uniform_(-weight, weight, generator=generator)
+        layer.bias.uniform_(-bias, bias, generator=generator)
+
+    def extra_repr(self) -> str:
+        return repr(self.config)

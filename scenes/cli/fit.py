@@ -1,0 +1,140 @@
+"""`polyfield fit`: an image, a film or a volume in, a field in one file with its measured quality out."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+
+from ...fields.errors import ConfigError
+from ..fit import FitOptions
+from .arguments import parse
+from .errors import OK, Interrupted
+from .machine import machine_facts, peak_memory_bytes
+from .progress import clock, decibels, show_count, show_fit
+
+if TYPE_CHECKING:
+    from ...fields.spectrum import FrequencyChoice
+    from ..fit import FitResult
+    from ..signals import Input
+
+_BAR = 40
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Fit:
+    """Fit a field to an image, a film or a volume, and measure how well it was learned.
+
+    The field is one file; 'polyfield render FILE --out picture.png' makes it an image again, at any size. Before it
+    learns, a network of coordinates is given the frequency at which it looks most like the signal (FreSh; see
+    --frequency); what was compared is shown. Ctrl-C saves and stops; --resume goes on as if nothing had happened.
+
+    Examples:
+      polyfield fit photo.png --field siren --out photo.safetensors
+      polyfield fit photo.png --field planes --out photo.safetensors --max-seconds 20
+      polyfield fit film.mp4 --field planes --out film.safetensors --max-seconds 300
+      polyfield fit scan.npy --field tensor --out scan.safetensors --json
+    """
+
+    input: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="INPUT")]
+    """Image (PNG, JPEG, WebP, BMP, TIFF, EXR, HDR), film (MP4, MOV, MKV, WebM) or folder of frames, volume (.npy,
+    .npz)."""
+    out: Path
+    """File to write, NAME.safetensors."""
+    resume: bool = False
+    """Continue the unfinished fit into --out."""
+    json: bool = False
+    """Print the whole result as JSON instead of one line."""
+    fitting: tyro.conf.OmitArgPrefixes[FitOptions] = dataclasses.field(default_factory=FitOptions)
+
+    def __post_init__(self) -> None:
+        if self.out.suffix.lower() != ".safetensors":
+            raise ConfigError(f"--out must end in .safetensors; got {self.out}")
+        if self.out.is_dir():
+            raise ConfigError(f"--out must be a file; {self.out} is a folder")
+
+
+def run(arguments: Sequence[str]) -> int:
+    """The command."""
+    command = parse(Fit, arguments, "polyfield fit")
+    from ..device import pick_device
+    from ..fit import checkpoint_path, choose, fit_signal
+    from ..signals import read_signal
+
+    pick_device(command.fitting.device)
+    source = read_signal(command.input)
+    signal = source.signal
+    shape = "x".join(map(str, signal.size))
+    print(f"{command.input.name}: {signal.kind}, {shape}, {signal.channels} channels", file=sys.stderr)
+    command.out.parent.mkdir(parents=True, exist_ok=True)
+    name = str(command.input.resolve())
+    options, choice = command.fitting, None
+    if options.chooses and not command.resume:
+        with show_count("comparing spectra") as choosing:
+            choice = choose(source, options, choosing)
+        print(describe_choice(options.field, choice), file=sys.stderr)
+    try:
+        with show_fit() as report:
+            result = fit_signal(
+                source, options, out=command.out, name=name, resume=command.resume, choice=choice, report=report
+            )
+    except KeyboardInterrupt:
+        saved = checkpoint_path(command.out)
+        where = f"saved in {saved}" if saved.exists() else "nothing was learned yet"
+        raise Interrupted(f"{where}; the same command with --resume continues") from None
+    facts = result_of(command, source, result)
+    print(json.dumps(facts, indent=2) if command.json else summary(command, facts))
+    return OK
+
+
+def describe_choice(field: str, choice: FrequencyChoice) -> str:
+    """The distances as bars, shortest is best, and how long it took."""
+    from ...fields.implicit import KINDS
+
+    most = max(choice.distances) or 1.0
+    lines = [f"distance of untrained {field} networks from the spectrum of the input, by {KINDS[field].frequency}:"]
+    for candidate, distance in zip(choice.candidates, choice.distances, strict=True):
+        mark = "  <- chosen" if candidate == choice.chosen else ""
+        lines.append(f"  {candidate:6g} {distance:7.2f} {'#' * max(1, round(_BAR * distance / most))}{mark}")
+    return "\n".join([*lines, f"  in {choice.seconds:.1f} s; --frequency NUMBER or default sets it by hand"])
+
+
+def result_of(command: Fit, source: Input, result: FitResult) -> dict[str, Any]:
+    """The content of --json."""
+    signal, bytes_ = source.signal, os.path.getsize(command.out)
+    choice = None if result.choice is None else result.choice._asdict()
+    return {
+        "format": "polyfield-fit",
+        "version": 1,
+        "input": str(command.input),
+        "signal": signal.kind,
+        "size": list(signal.size),
+        "field": command.fitting.field,
+        "psnr": result.quality.psnr,
+        "ssim": result.quality.ssim,
+        "bytes": bytes_,
+        "bits_per_cell": 8 * bytes_ / signal.cells,
+        "parameters": result.parameters,
+        "steps": result.steps,
+        "fit_seconds": result.seconds,
+        "frequency": choice,
+        "settings": dataclasses.asdict(command.fitting),
+        "config": dataclasses.asdict(result.model.network.config),  # type: ignore[arg-type]
+        "out": str(command.out),
+        "peak_memory_bytes": peak_memory_bytes(),
+        "machine": machine_facts(),
+    }
+
+
+def summary(command: Fit, facts: dict[str, Any]) -> str:
+    """One line about a fit."""
+    found = f"PSNR {decibels(facts['psnr'])}" + ("" if facts["ssim"] is None else f", SSIM {facts['ssim']:.4f}")
+    cell = "pixel" if facts["signal"] == "image" else "cell"
+    size = f"{facts['bytes'] / 1e3:.0f} kB, {facts['bits_per_cell']:.2f} bits per {cell}"
+    return f"{found}; {size}; {facts['steps']} steps in {clock(facts['fit_seconds'])}; {command.out}"

@@ -1,0 +1,309 @@
+"""Fitting a signal: from an image, a film or a volume to a field in one file, with checkpoints and a measured quality.
+
+This ties the parts together: family and settings (`fields.implicit`), the frequency it starts with (`fields.spectrum`),
+the task and the loop.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .. import __version__  # pyright: ignore[reportMissingImports]
+from ..fields.errors import ConfigError, FormatError
+from ..fields.formats.model_file import read_tensors, write_tensors
+from ..fields.implicit import KINDS, GridSignal, ImplicitModel, build, config_for
+from ..fields.implicit.kinds import Config
+from ..fields.optim.fit import FitQuality, FitTask, measure_fit
+from ..fields.optim.loop import Clock, LoopConfig, LoopState, optimise
+from ..fields.spectrum import FrequencyChoice, choose_frequency
+from .device import Device, pick_device
+from .signals import Input
+
+FieldKind = Literal["siren", "finer", "wire", "gauss", "fourier", "pe", "cam", "planes", "tensor"]
+CHECKPOINT_SECONDS = 30.0
+SPECTRUM_SIDE, SPECTRUM_MODELS = 192, 3
+"""Pixels of the shorter side at which spectra are compared, and untrained models per candidate: three times the 64
+frequencies compared; more of either changed no choice on the Kodak images and costs in proportion."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitOptions:
+    """What a user decides about a fit."""
+
+    field: FieldKind = "planes"
+    """Family: planes or tensor (grids, quick), or a network of coordinates: siren, finer, wire, gauss, fourier (random
+    Fourier features), pe (octaves), cam (fourier with modulation grids)."""
+    max_steps: int | None = None
+    """Total optimisation steps. Default: by time."""
+    max_seconds: float | None = None
+    """Fitting time, the choice of the frequency and the evaluation not counted. Default: 60."""
+    frequency: str = "auto"
+    """What the untrained network can show: auto chooses by the signal's spectrum (FreSh), default takes the paper's
+    setting, or a number (omega of siren, wire and gauss, bias of finer, sigma of fourier and cam, octaves of pe)."""
+    batch: int | None = None
+    """Points per step; default by the family. A signal with no more points is used whole in each step."""
+    lr: float = 1.0
+    """Factor on the family's learning rates."""
+    seed: int = 0
+    """Of initialisation and of the points drawn; one seed, one result on a CPU."""
+    device: Device = "auto"
+    """Where to fit; auto takes an NVIDIA GPU where it works."""
+
+    def __post_init__(self) -> None:
+        if self.field not in KINDS:
+            raise ConfigError(f"--field must be one of {', '.join(KINDS)}; got {self.field!r}")
+        if self.max_steps is not None and self.max_seconds is not None:
+            raise ConfigError("give --max-steps or --max-seconds, not both")
+        if self.batch is not None and not 1 <= self.batch <= 1 << 26:
+            raise ConfigError(f"--batch must be 1 to {1 << 26} points; got {self.batch}")
+        if not 0 < self.lr < math.inf:
+            raise ConfigError(f"--lr must be a positive factor; got {self.lr:g}")
+        _ = self.number
+
+    @property
+    def chooses(self) -> bool:
+        """Whether the frequency is chosen by the spectrum of the signal."""
+        return self.frequency == "auto" and KINDS[self.field].frequency is not None
+
+    @property
+    def number(self) -> float | None:
+        """The frequency that was given as a number, else None."""
+        family = KINDS[self.field]
+        if self.frequency in ("auto", "default"):
+            return None
+        try:
+            value = float(self.frequency)
+        except ValueError:
+            raise ConfigError(f"--frequency must be auto, default or a number; got {self.frequency!r}") from None
+        if family.frequency is None:
+            raise ConfigError(f"--field {self.field} has no frequency to set: its grid is sized by the signal")
+        if not 0 <= value < math.inf:
+            raise ConfigError(f"--frequency must be a finite number of 0 or more; got {self.frequency}")
+        return value
+
+    def loop(self) -> LoopConfig:
+        """Settings of the loop."""
+        seconds = 60.0 if self.max_steps is None and self.max_seconds is None else self.max_seconds
+        return LoopConfig(max_steps=self.max_steps, max_seconds=seconds, final_lr=0.1)
+
+    def with_frequency(self, config: Config, value: float) -> Config:
+        """A family's settings with another frequency."""
+        name = KINDS[self.field].frequency
+        assert name is not None
+        whole = name == "octaves"
+        return dataclasses.replace(config, **{name: round(value) if whole else float(value)})
+
+
+class FitProgress(NamedTuple):
+    """What a fit reports."""
+
+    step: int
+    total_steps: int | None
+    psnr: float
+    """Of the points of the last step, dB."""
+    seconds: float
+    seconds_left: float
+
+
+class FitResult(NamedTuple):
+    """What a fit gives."""
+
+    model: ImplicitModel
+    quality: FitQuality
+    steps: int
+    seconds: float
+    parameters: int
+    choice: FrequencyChoice | None
+    """What FreSh compared, where it was asked."""
+
+
+def checkpoint_path(out: Path) -> Path:
+    """Where the state of an unfinished fit into `out` lies; it is removed when the fit is done."""
+    return out.with_name(f"{out.stem}.checkpoint.safetensors")
+
+
+def choose(source: Input, options: FitOptions, report: Callable[[int, int], None] | None = None) -> FrequencyChoice:
+    """The frequency that FreSh takes for a signal (for films and volumes, by their middle slice)."""
+    family, signal = KINDS[options.field], source.signal
+    config = config_for(options.field, signal)
+    target = _small(signal)
+    size = (target.shape[1], target.shape[0], 1)[: len(signal.size)]
+
+    def untrained(candidate: float, seed: int) -> Tensor:
+        network = build(options.field, options.with_frequency(config, candidate), seed)
+        shown = ImplicitModel(options.field, network, signal.kind, size).sample()
+        return shown.reshape(target.shape)
+
+    return choose_frequency(target, untrained, family.candidates, models=SPECTRUM_MODELS, search=True, report=report)
+
+
+def fit_signal(
+    source: Input,
+    options: FitOptions,
+    *,
+    out: Path,
+    name: str = "",
+    resume: bool = False,
+    choice: FrequencyChoice | None = None,
+    report: Callable[[FitProgress], None] | None = None,
+) -> FitResult:
+    """Fit a field and write it to `out`.
+
+    Args:
+        name: of the input, for the file's history.
+        resume: continue from the checkpoint beside `out`, bit for bit on a CPU.
+        choice: of `choose`, where it was made already; None: made here if the options ask for it.
+        report: called after every step.
+
+    Raises:
+        ConfigError: contradicting options. FormatError: a checkpoint that does not fit; `out` cannot be written.
+        KeyboardInterrupt: passed on after the state was saved.
+    """
+    session = _Session(source, options, out, name)
+    state = session.start(resume, choice)
+    hooks = [session.checkpoint]
+    if report is not None:
+        hooks.append(lambda state, clock: session.report(state, report))
+    try:
+        state = optimise(session.task, options.loop(), hooks, state)
+    except KeyboardInterrupt:
+        session.save_checkpoint()
+        raise
+    model = session.model
+    quality = measure_fit(model, source.signal)
+    parameters = sum(p.numel() for p in model.network.parameters())
+    result = FitResult(model, quality, state.step, state.seconds, parameters, session.choice)
+    model.provenance |= {"steps": state.step, "seconds": state.seconds, "psnr": quality.psnr, "ssim": quality.ssim}
+    model.save(out)
+    checkpoint_path(out).unlink(missing_ok=True)
+    return result
+
+
+class _Session:
+    """One fit: its parts, and the hooks that look on."""
+
+    def __init__(self, source: Input, options: FitOptions, out: Path, name: str) -> None:
+        self.source, self.options, self.out, self.name = source, options, out, name
+        self.device = pick_device(options.device)
+        self.state = LoopState()
+        self.choice: FrequencyChoice | None = None
+        self.frequency: float | None = None
+        self._saved = 0.0
+
+    def start(self, resume: bool, choice: FrequencyChoice | None) -> LoopState:
+        """Build network and task, new or from the checkpoint."""
+        signal, options = self.source.signal, self.options
+        header, tensors = self._read_checkpoint() if resume else ({}, {})
+        config = config_for(options.field, signal)
+        self.frequency = options.number
+        if resume:
+            self.frequency = _number_of(header, checkpoint_path(self.out))
+        elif options.chooses:
+            self.choice = choice or choose(self.source, options)
+            self.frequency = self.choice.chosen
+        if self.frequency is not None:
+            config = options.with_frequency(config, self.frequency)
+        network = build(options.field, config, options.seed).to(self.device)
+        self.model = self._model(network)
+        family = KINDS[options.field]
+        moved = dataclasses.replace(signal, values=signal.values.to(self.device))
+        lr = {k: v * options.lr for k, v in family.lr.items()}
+        self.task = FitTask(network, moved, lr=lr, batch=options.batch or family.batch, seed=options.seed)
+        if resume:
+            self._take(header, tensors)
+        return self.state
+
+    def _model(self, network: nn.Module) -> ImplicitModel:
+        source = self.source
+        provenance = {"input": self.name, "polyfield": __version__, "torch": torch.__version__}
+        kind, size = source.signal.kind, source.signal.size
+        return ImplicitModel(self.options.field, network, kind, size, source.low, source.high, source.fps, provenance)
+
+    # -- hooks ------------------------------------------------------------------------------------------------------
+
+    def checkpoint(self, state: LoopState, clock: Clock) -> None:
+        self.state = state
+        if state.seconds - self._saved >= CHECKPOINT_SECONDS and state.step != state.total_steps:
+            self._saved = state.seconds
+            self.save_checkpoint()
+
+    def report(self, state: LoopState, sink: Callable[[FitProgress], None]) -> None:
+        budget = self.options.loop().max_seconds
+        if state.total_steps is not None:
+            left = (state.total_steps - state.step) * state.seconds / max(1, state.step)
+        else:
+            left = (budget or math.nan) - state.seconds
+        psnr = state.result.counts.get("psnr", math.nan)
+        sink(FitProgress(state.step, state.total_steps, psnr, state.seconds, left))
+
+    # -- files ------------------------------------------------------------------------------------------------------
+
+    def save_checkpoint(self) -> None:
+        header = {
+            "kind": "checkpoint",
+            "loop": self.state.as_dict(),
+            "frequency": self.frequency,
+            "settings": self._identity(),
+        }
+        write_tensors(checkpoint_path(self.out), header, self.task.tensors())
+
+    def _identity(self) -> dict[str, Any]:
+        """What must agree between a checkpoint and the fit that resumes it; lengths may differ."""
+        free = {"max_steps", "max_seconds", "device"}
+        options = {k: v for k, v in dataclasses.asdict(self.options).items() if k not in free}
+        signal = self.source.signal
+        return json.loads(json.dumps({**options, "signal": signal.kind, "size": signal.size, "input": self.name}))
+
+    def _read_checkpoint(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        path = checkpoint_path(self.out)
+        if not path.exists():
+            raise FormatError(f"{path} does not exist: there is nothing to resume. Leave out --resume to start anew.")
+        header, tensors = read_tensors(path, kind="checkpoint")
+        mine, theirs = self._identity(), header.get("settings")
+        if mine != theirs:
+            differing = [k for k in mine if not isinstance(theirs, dict) or theirs.get(k) != mine[k]]
+            raise ConfigError(
+                f"{path} is of a fit with other settings ({', '.join(differing)}); resume with the same ones"
+            )
+        return header, tensors
+
+    def _take(self, header: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+        path, current = checkpoint_path(self.out), self.task.tensors()
+        try:
+            self.state = LoopState.from_dict(header["loop"])
+        except (KeyError, TypeError) as error:
+            raise FormatError(f"{path}: header is not a checkpoint's: {error}") from error
+        if set(current) != set(tensors) or any(current[k].shape != tensors[k].shape for k in current):
+            raise FormatError(f"{path}: its tensors are not those of this fit")
+        with torch.no_grad():
+            for key, tensor in current.items():
+                tensor.copy_(tensors[key])
+
+
+def _number_of(header: dict[str, Any], path: Path) -> float | None:
+    value = header.get("frequency")
+    if value is not None and (
+        not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value)
+    ):
+        raise FormatError(f"{path}: header is not a checkpoint's: frequency {value!r:.60}")
+    return None if value is None else float(value)
+
+
+def _small(signal: GridSignal) -> Tensor:
+    """(H, W, C): the image, or the middle slice, brought to `SPECTRUM_SIDE` where it is larger."""
+    values = signal.values if signal.kind == "image" else signal.values[len(signal.values) // 2]
+    scale = SPECTRUM_SIDE / min(values.shape[:2])
+    planes = values.movedim(2, 0)[None].float()
+    if scale < 1:
+        height, width = (max(1, round(n * scale)) for n in values.shape[:2])
+        planes = nn.functional.interpolate(planes, (height, width), mode="bilinear", antialias=True)
+    return planes[0].movedim(0, 2) / (255 if values.dtype == torch.uint8 else 1)

@@ -1,0 +1,194 @@
+"""How does a file become a signal that a field can learn, and a fitted field a file again?
+
+Inputs: an image in any format of `image_files`; a film (.mp4, .mov, .mkv, .webm) or a folder of equally large frames;
+a volume as .npy or .npz (the only array, or the one named "volume"), of axes (z, y, x) or (z, y, x, channels), brought
+to [0, 1] by its own range. Outputs: PNG, JPEG, WebP, BMP or TIFF for images, .mp4 and its like or a folder of PNG for
+films, .npy for volumes. Files are hostile: what cannot be used becomes one line.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..fields.errors import ConfigError, FormatError
+from ..fields.formats import atomic_write
+from ..fields.implicit import GridSignal
+from .datasets.files import read_npy, read_npz
+from .image_files import read_image
+from .images import available_memory
+from .pictures import to_bytes
+from .suffixes import FILMS, IMAGES, PICTURES
+
+MAX_VOLUME_BYTES = 1 << 31
+
+
+class Input(NamedTuple):
+    """A signal with what its values were before they were brought to [0, 1]."""
+
+    signal: GridSignal
+    low: float
+    high: float
+    fps: float | None
+    """Frames per second, of films only."""
+
+
+def read_signal(path: Path) -> Input:
+    """Read an image, a film, a folder of frames or a volume.
+
+    Raises:
+        FormatError: none of these, damaged, too large for this machine, not finite.
+    """
+    suffix = path.suffix.lower()
+    if path.is_dir():
+        frames = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGES)
+        if not frames:
+            raise FormatError(f"{path}: a folder without images; expected the frames of a film")
+        return Input(GridSignal("video", _frames(path, frames)), 0.0, 1.0, 30.0)
+    if suffix in FILMS:
+        values, fps = _read_film(path)
+        return Input(GridSignal("video", values), 0.0, 1.0, fps)
+    if suffix in (".npy", ".npz"):
+        return _read_volume(path)
+    if suffix not in IMAGES:
+        known = ", ".join((*IMAGES, *FILMS, ".npy", ".npz"))
+        raise FormatError(f"{path}: expected an image, a film or a volume ({known}) or a folder of frames")
+    return Input(GridSignal("image", torch.from_numpy(read_image(path).copy())), 0.0, 1.0, None)
+
+
+def _frames(folder: Path, files: list[Path]) -> Tensor:
+    first = read_image(files[0])
+    _demand_memory(folder, len(files) * first.nbytes)
+    out = torch.empty(len(files), *first.shape, dtype=torch.uint8)
+    for index, file in enumerate(files):
+        frame = read_image(file)
+        if frame.shape != first.shape:
+            raise FormatError(f"{file}: frames must be equally large: {first.shape} before, {frame.shape} here")
+        out[index] = torch.from_numpy(frame.copy())
+    return out
+
+
+def _read_film(path: Path) -> tuple[Tensor, float]:
+    if not path.is_file():
+        raise FormatError(f"{path}: no such file")
+    import imageio_ffmpeg
+
+    try:
+        stream = imageio_ffmpeg.read_frames(str(path))
+        facts = next(stream)
+        width, height = facts["size"]
+        frames: list[Tensor] = []
+        for data in stream:
+            if not frames:
+                expected = round(float(facts.get("fps") or 0) * float(facts.get("duration") or 0))
+                _demand_memory(path, max(1, expected) * len(data))
+            frames.append(torch.frombuffer(bytearray(data), dtype=torch.uint8).reshape(height, width, 3))
+    except (FormatError, MemoryError):
+        raise
+    except Exception as error:  # ffmpeg's own failures come as OSError, RuntimeError, StopIteration or KeyError
+        raise FormatError(f"{path}: ffmpeg cannot read it as a film; convert it to .mp4 (H.264)") from error
+    if not frames:
+        raise FormatError(f"{path}: a film without frames")
+    return torch.stack(frames), float(facts.get("fps") or 30.0)
+
+
+def _read_volume(path: Path) -> Input:
+    if path.suffix.lower() == ".npy":
+        values = read_npy(path, MAX_VOLUME_BYTES)
+    else:
+        arrays = read_npz(path)
+        name = "volume" if "volume" in arrays else next(iter(arrays), None)
+        if name is None or (len(arrays) > 1 and name != "volume"):
+            raise FormatError(f"{path}: must hold one array, or one named 'volume'; got {', '.join(arrays) or 'none'}")
+        values = arrays[name]
+    if values.ndim == 3:
+        values = values[..., None]
+    if values.ndim != 4 or values.size == 0 or values.shape[3] > 16:
+        raise FormatError(f"{path}: a volume is (z, y, x) or (z, y, x, up to 16 channels); got {values.shape}")
+    if not np.isfinite(values).all():
+        raise FormatError(f"{path}: a volume must be finite; {int((~np.isfinite(values)).sum())} values are not")
+    low, high = float(values.min()), float(values.max())
+    scaled = (values - low) / ((high - low) or 1.0)
+    return Input(GridSignal("volume", torch.from_numpy(scaled.astype(np.float32))), low, high, None)
+
+
+def _demand_memory(path: Path, needed: int) -> None:
+    there = available_memory()
+    if needed > there:
+        raise FormatError(f"{path}: needs {needed / 1e9:.1f} GB of memory, {there / 1e9:.1f} GB are there; shrink it")
+
+
+def check_output(path: Path, kind: str) -> None:
+    """Refuse a file name that does not fit what a model holds, before anything is computed.
+
+    Raises:
+        ConfigError: with the endings that fit.
+    """
+    suffix = path.suffix.lower()
+    fits = {"image": PICTURES, "video": (*FILMS, ""), "volume": (".npy",)}[kind]
+    if suffix not in fits:
+        shown = ", ".join(s or "a folder" for s in fits)
+        raise ConfigError(f"--out of {'an' if kind == 'image' else 'a'} {kind} must be {shown}; got {path}")
+
+
+def write_signal(path: Path, kind: str, values: Tensor, *, low: float, high: float, fps: float | None) -> None:
+    """Write the values of a model, (.., y, x, C) in [0, 1], as the inverse of `read_signal`.
+
+    Raises:
+        ConfigError: the name does not fit. FormatError: it cannot be written.
+    """
+    check_output(path, kind)
+    if kind == "volume":
+        array = (values * (high - low) + low).numpy()
+        atomic_write(path, lambda temporary: _save_npy(temporary, array))
+    elif kind == "image":
+        _write_picture(path, to_bytes(values))
+    elif path.suffix:
+        _write_film(path, to_bytes(values), fps or 30.0)
+    else:
+        path.mkdir(parents=True, exist_ok=True)
+        for index, frame in enumerate(to_bytes(values)):
+            _write_picture(path / f"{index:05d}.png", frame)
+
+
+def _save_npy(path: Path, array: np.ndarray) -> None:
+    with path.open("wb") as file:
+        np.save(file, array, allow_pickle=False)
+
+
+def _write_picture(path: Path, pixels: np.ndarray) -> None:
+    without_alpha = path.suffix.lower() in (".jpg", ".jpeg", ".bmp") and pixels.shape[2] == 4
+    image = Image.fromarray(pixels[..., :3] if without_alpha else pixels)
+    kind = Image.registered_extensions()[path.suffix.lower()]
+    atomic_write(path, lambda temporary: image.save(temporary, format=kind))
+
+
+def _write_film(path: Path, frames: np.ndarray, fps: float) -> None:
+    import imageio_ffmpeg
+
+    def write(temporary: Path) -> None:
+        # yuv420p, which every player knows, has half the chroma: odd sides get a line repeated.
+        height, width = frames.shape[1:3]
+        padded = np.pad(frames[..., :3], ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+        size = (padded.shape[2], padded.shape[1])
+        output = ["-f", {".mkv": "matroska"}.get(path.suffix.lower(), path.suffix.lower()[1:])]
+        stream = imageio_ffmpeg.write_frames(
+            str(temporary),
+            size,
+            fps=fps,  # pyright: ignore[reportArgumentType] (fractions work)
+            quality=8,
+            macro_block_size=1,
+            ffmpeg_log_level="error",
+            output_params=output,
+        )
+        stream.send(None)
+        for frame in padded:
+            stream.send(np.ascontiguousarray(frame))
+        stream.close()
+
+    atomic_write(path, write)

@@ -1,0 +1,8 @@
+"""Which endings of file names stand for images and films? Light: commands check names before they load more."""
+
+IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".exr", ".hdr", ".pic")
+"""Read by `image_files`."""
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+"""Written too."""
+FILMS = (".mp4", ".mov", ".mkv", ".webm")
+"""Read and written through ffmpeg."""

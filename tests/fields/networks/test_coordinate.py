@@ -1,0 +1,152 @@
+"""Coordinate networks say what their papers' formulas say, start as they should, and pass gradients."""
+
+import dataclasses
+import math
+
+import pytest
+import torch
+
+from polyfield.fields.errors import ConfigError, ShapeError
+from polyfield.fields.networks import CoordinateNetwork, CoordinateNetworkConfig
+
+ACTIVATIONS = ("relu", "sine", "finer", "gauss", "wire")
+
+
+def small(**changes) -> CoordinateNetworkConfig:
+    defaults = {"width": 8, "hidden_layers": 2, "frequencies": 4, "octaves": 3, "first_omega": 3.0, "hidden_omega": 2.0}
+    return CoordinateNetworkConfig(**{**defaults, "scale": 1.5, **changes})
+
+
+def values_of(network):
+    return sum(p.numel() for p in network.parameters())
+
+
+def test_numbers_of_parameters_are_the_papers():
+    ffn = CoordinateNetworkConfig(activation="relu", encoding="fourier", hidden_layers=3)
+    assert values_of(CoordinateNetwork(ffn)) == 263_683  # FFN of CAM's image experiments
+    assert values_of(CoordinateNetwork(dataclasses.replace(ffn, modulation=32))) == 269_827  # with three pairs of grids
+    assert values_of(CoordinateNetwork(CoordinateNetworkConfig())) == 198_915  # SIREN of FreSh, "198.9K"
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_layers_follow_the_formula(activation):
+    network = CoordinateNetwork(small(activation=activation)).double()
+    x = torch.rand(5, 2, dtype=torch.float64)
+    h = 2 * x - 1
+    for layer, omega in zip(network.layers, (3.0, 2.0), strict=True):
+        z = h @ layer.weight.T + layer.bias
+        h = {
+            "relu": lambda z=z: z.clamp(min=0),
+            "sine": lambda z=z, w=omega: torch.sin(w * z),
+            "finer": lambda z=z, w=omega: torch.sin(w * (z.abs() + 1) * z),
+            "gauss": lambda z=z: torch.exp(-((1.5 * z) ** 2)),
+            "wire": lambda z=z, w=omega: torch.cos(w * z[:, :8]) * torch.exp(-((1.5 * z[:, 8:]) ** 2)),
+        }[activation]()
+    expected = h @ network.head.weight.T + network.head.bias
+    torch.testing.assert_close(network(x), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_encodings_follow_the_formula():
+    x = torch.rand(5, 2, dtype=torch.float64)
+    p = 2 * x - 1
+    octaves = CoordinateNetwork(small(encoding="octaves", activation="relu")).double()
+    waves = [f(2.0**k * math.pi * p[:, d]) for f in (torch.sin, torch.cos) for d in (0, 1) for k in range(3)]
+    torch.testing.assert_close(octaves._encode(p), torch.stack([p[:, 0], p[:, 1], *waves], 1))
+    fourier = CoordinateNetwork(small(encoding="fourier", activation="relu")).double()
+    angles = 2 * math.pi * p @ fourier.projection
+    torch.testing.assert_close(fourier._encode(p), torch.cat([angles.sin(), angles.cos()], 1))
+
+
+@pytest.mark.parametrize("activation", [a for a in ACTIVATIONS if a != "finer"])
+@pytest.mark.parametrize("modulation", [None, 3])
+def test_gradients_are_those_of_finite_differences(activation, modulation):
+    network = CoordinateNetwork(small(activation=activation, modulation=modulation, width=4)).double()
+    names = [name for name, _ in network.named_parameters()]
+    x = torch.rand(3, 2, dtype=torch.float64)
+
+    def values(*parameters):
+        return torch.func.functional_call(network, dict(zip(names, parameters, strict=True)), (x,))
+
+    assert torch.autograd.gradcheck(values, tuple(p.detach().requires_grad_() for p in network.parameters()))
+
+
+def test_the_factor_of_finer_passes_no_gradient():
+    network = CoordinateNetwork(small(activation="finer", hidden_layers=1)).double()
+    x = torch.rand(4, 2, dtype=torch.float64)
+    network(x).sum().backward()
+    z = (2 * x - 1) @ network.layers[0].weight.T + network.layers[0].bias
+    factor = 3.0 * (z.abs() + 1)
+    expected = network.head.weight.sum(0) * torch.cos(factor * z) * factor
+    torch.testing.assert_close(network.layers[0].bias.grad, expected.sum(0).detach())
+
+
+def test_sines_keep_their_distribution_from_layer_to_layer():
+    network = CoordinateNetwork(CoordinateNetworkConfig(hidden_layers=5))
+    h = 2 * torch.rand(4096, 2) - 1
+    for index, layer in enumerate(network.layers):
+        h = torch.sin(30.0 * layer(h))
+        if index > 0:
+            assert 0.6 < float(h.detach().std()) < 0.8  # an arcsine law has 1 / sqrt(2)
+
+
+def test_modulation_starts_as_the_normalised_network():
+    network = CoordinateNetwork(small(activation="relu", modulation=4, hidden_layers=1))
+    x = torch.rand(6, 2)
+    z = network.layers[0](2 * x - 1)
+    z = (z - z.mean(1, keepdim=True)) / (z.var(1, unbiased=False, keepdim=True) + 1e-5).sqrt()
+    torch.testing.assert_close(network(x), network.head(z.relu()))
+
+
+def test_points_outside_the_grid_are_not_modulated():
+    plain = CoordinateNetwork(small(activation="sine", modulation=4))
+    changed = CoordinateNetwork(small(activation="sine", modulation=4))
+    with torch.no_grad():
+        changed.grids.uniform_(-2, 2)
+    outside = torch.tensor([[1.2, 0.5], [0.5, -0.1], [-3.0, 7.0]])
+    torch.testing.assert_close(changed(outside), plain(outside))
+    inside = torch.tensor([[0.3, 0.6]])
+    assert not torch.allclose(changed(inside), plain(inside))
+
+
+def test_modulation_blends_its_cells_with_ends_on_the_border():
+    network = CoordinateNetwork(small(modulation=2, hidden_layers=1))
+    with torch.no_grad():
+        network.grids.zero_()
+        network.grids[1, 0, 0] = 1.0  # (row, column, scale or shift, layer): at y = 1, x = 0
+    found = network._modulation(torch.tensor([[0.0, 1.0], [0.25, 0.5], [1.0, 1.0]]))
+    torch.testing.assert_close(found[:, 0, 0], torch.tensor([1.0, 0.375, 0.0]))
+
+
+def test_one_seed_one_network():
+    a, b, c = (CoordinateNetwork(small(encoding="fourier"), seed=s)(torch.full((1, 2), 0.3)) for s in (1, 1, 2))
+    assert torch.equal(a, b)
+    assert not torch.equal(a, c)
+
+
+def test_a_shorter_axis_has_the_same_frequency():
+    wide = CoordinateNetwork(small(aspect=(1.0, 0.5)))
+    square = CoordinateNetwork(small())
+    torch.testing.assert_close(wide(torch.tensor([[0.7, 0.9]])), square(torch.tensor([[0.7, 0.7]])))
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"inputs": 4}, "inputs must be 1 to 3; got 4"),
+        ({"width": 0}, "width must be 1 to 4096; got 0"),
+        ({"sigma": -1.0}, "sigma must be positive; got -1"),
+        ({"first_bias": -1.0}, "first_bias must be 0 or more; got -1"),
+        ({"aspect": (1.0,)}, "aspect must be 2 lengths"),
+        ({"modulation": 1}, "modulation must be 2 to 4096 cells; got 1"),
+        ({"modulation": 8, "inputs": 1}, "modulation needs points of at least 2 dimensions; got 1"),
+    ],
+)
+def test_settings_out_of_range_are_refused(change, text):
+    with pytest.raises(ConfigError, match=text.replace("(", r"\(")):
+        CoordinateNetworkConfig(**change)
+
+
+def test_points_of_other_dimensions_are_refused():
+    with pytest.raises(ShapeError, match=r"x must be \(N, 2\); got \(3, 3\)"):
+        CoordinateNetwork(small())(torch.rand(3, 3))
+    assert CoordinateNetwork(small())(torch.rand(0, 2)).shape == (0, 3)
