@@ -69,8 +69,8 @@ class Model:
         path = Path(path)
         header, tensors = read_tensors(path, kind="model")
         name = header.get("representation")
-        if name not in FIELDS:
-            raise FormatError(f"{path}: holds a {name!r} model; this version knows {', '.join(FIELDS)}")
+        if not isinstance(name, str) or name not in FIELDS:
+            raise FormatError(f"{path}: holds a {name!r:.60} model; this version knows {', '.join(FIELDS)}")
         cls, config_cls = FIELDS[name]
         try:
             representation = cls(config_from_dict(config_cls, header["config"]))

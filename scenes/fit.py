@@ -21,7 +21,7 @@ from .. import __version__  # pyright: ignore[reportMissingImports]
 from ..fields.errors import ConfigError, FormatError
 from ..fields.formats.model_file import read_tensors, write_tensors
 from ..fields.implicit import KINDS, GridSignal, ImplicitModel, build, config_for
-from ..fields.implicit.kinds import Config
+from ..fields.implicit.kinds import Config, Network
 from ..fields.optim.fit import FitQuality, FitTask, measure_fit
 from ..fields.optim.loop import Clock, LoopConfig, LoopState, optimise
 from ..fields.spectrum import FrequencyChoice, choose_frequency
@@ -222,7 +222,7 @@ class _Session:
             self._take(header, tensors)
         return self.state
 
-    def _model(self, network: nn.Module) -> ImplicitModel:
+    def _model(self, network: Network) -> ImplicitModel:
         source = self.source
         provenance = {"input": self.name, "polyfield": __version__, "torch": torch.__version__}
         kind, size = source.signal.kind, source.signal.size

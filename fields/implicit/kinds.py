@@ -11,20 +11,19 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from torch import nn
-
 from ..networks.coordinate import CoordinateNetwork, CoordinateNetworkConfig
 from .grid import GridNetwork, GridNetworkConfig
 from .signal import GridSignal
 
 Config = CoordinateNetworkConfig | GridNetworkConfig
+Network = CoordinateNetwork | GridNetwork
 
 
 @dataclass(frozen=True, kw_only=True)
 class Kind:
     """One family."""
 
-    network: Callable[..., nn.Module]
+    network: Callable[..., Network]
     config: type
     settings: dict[str, Any]
     """What differs from the configuration's defaults."""
@@ -144,6 +143,6 @@ def config_for(kind: str, signal: GridSignal) -> Config:
     return config
 
 
-def build(kind: str, config: Config, seed: int = 0) -> nn.Module:
+def build(kind: str, config: Config, seed: int = 0) -> Network:
     """An untrained network of a family: points (N, D) in [0, 1] -> values (N, C)."""
     return KINDS[kind].network(config, seed=seed)

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..errors import ConfigError, FormatError
 from ..formats.model_file import read_tensors, write_tensors
 from ..formats.restore import config_from_dict, fill_module
-from .kinds import KINDS, build
+from .kinds import KINDS, Network, build
 from .signal import DIMENSIONS, SignalKind, grid_points
 
 FILE_KIND = "implicit"
@@ -30,7 +30,7 @@ class ImplicitModel:
 
     kind: str
     """Key of `KINDS`."""
-    network: nn.Module
+    network: Network
     """Points (N, D) in [0, 1] -> values (N, C); images in [0, 1], sRGB-encoded."""
     signal: SignalKind
     size: tuple[int, ...]
@@ -49,7 +49,7 @@ class ImplicitModel:
         header = {
             "kind": FILE_KIND,
             "field": self.kind,
-            "config": dataclasses.asdict(self.network.config),  # type: ignore[arg-type]
+            "config": dataclasses.asdict(self.network.config),
             "signal": self.signal,
             "size": list(self.size),
             "low": self.low,
@@ -68,13 +68,14 @@ class ImplicitModel:
         """
         path = Path(path)
         header, tensors = read_tensors(path, kind=FILE_KIND)
-        kind, signal, size = header.get("field"), header.get("signal"), header.get("size")
-        if kind not in KINDS:
+        kind, size = header.get("field"), header.get("size")
+        named = header.get("signal")
+        signal: SignalKind | None = next((k for k in DIMENSIONS if named == k), None)
+        if not isinstance(kind, str) or kind not in KINDS:
             raise FormatError(f"{path}: holds a {kind!r:.60} field; this version knows {', '.join(KINDS)}")
-        if signal not in DIMENSIONS or not isinstance(size, list) or not _is_size(size, DIMENSIONS[signal]):
-            raise FormatError(
-                f"{path}: signal and size must be those of an image or volume; got {signal!r:.60} {size!r:.60}"
-            )
+        if signal is None or not isinstance(size, list) or not _is_size(size, DIMENSIONS[signal]):
+            found = f"{named!r:.60} {size!r:.60}"
+            raise FormatError(f"{path}: signal and size must be those of an image or volume; got {found}")
         try:
             network = build(kind, config_from_dict(KINDS[kind].config, header["config"]))
             low, high = float(header["low"]), float(header["high"])
@@ -82,6 +83,11 @@ class ImplicitModel:
             provenance = dict(header["provenance"])
         except (KeyError, TypeError, ValueError, ConfigError) as error:
             raise FormatError(f"{path}: header is not an implicit field's: {error}") from error
+        inputs, outputs = network.config.inputs, network.config.outputs
+        if inputs != len(size) or (signal != "volume" and outputs not in (3, 4)):
+            raise FormatError(
+                f"{path}: {inputs} inputs and {outputs} outputs are not those of a field of kind {signal}"
+            )
         fill_module(path, network, "", tensors)
         return ImplicitModel(kind, network.to(device), signal, tuple(size), low, high, fps, provenance)
 

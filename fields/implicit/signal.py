@@ -16,7 +16,7 @@ from torch import Tensor
 from ..errors import ConfigError
 
 SignalKind = Literal["image", "video", "volume"]
-DIMENSIONS: dict[str, int] = {"image": 2, "video": 3, "volume": 3}
+DIMENSIONS: dict[SignalKind, int] = {"image": 2, "video": 3, "volume": 3}
 
 
 def grid_points(size: tuple[int, ...], first: int, count: int, device: torch.device | str = "cpu") -> Tensor:
@@ -48,7 +48,9 @@ class GridSignal:
     def __post_init__(self) -> None:
         dimensions = DIMENSIONS[self.kind]
         if self.values.ndim != dimensions + 1 or self.values.numel() == 0:
-            raise ConfigError(f"a {self.kind} has {dimensions + 1} axes, none empty; got {tuple(self.values.shape)}")
+            raise ConfigError(
+                f"signals of kind {self.kind} have {dimensions + 1} axes, none empty; got {tuple(self.values.shape)}"
+            )
         if self.values.dtype not in (torch.uint8, torch.float32):
             raise ConfigError(f"values must be uint8 or float32; got {self.values.dtype}")
 

@@ -105,6 +105,7 @@ class CoordinateNetwork(nn.Module):
 
     aspect: Tensor
     projection: Tensor
+    grids: nn.Parameter | None
 
     def __init__(self, config: CoordinateNetworkConfig, *, seed: int = 0) -> None:
         super().__init__()
@@ -120,7 +121,7 @@ class CoordinateNetwork(nn.Module):
         self.head = nn.Linear(c.width, c.outputs)
         for index, layer in enumerate([*self.layers, self.head]):
             self._initialise(layer, index, generator)  # type: ignore[arg-type]
-        self.grids: nn.Parameter | None = None
+        self.grids = None
         if c.modulation is not None:
             grids = torch.zeros(c.modulation, c.modulation, 2, c.hidden_layers)
             grids[:, :, 0] = 1.0
@@ -179,7 +180,8 @@ class CoordinateNetwork(nn.Module):
         if self.grids is None:
             return None
         plane = torch.cat([x[:, :2], x.new_zeros(len(x), 1)], 1)
-        values = factored_encode(plane, self.grids.reshape(-1), self._grid_spec).reshape(len(x), 2, -1)
+        values = factored_encode(plane, self.grids.reshape(-1), self._grid_spec)
+        values = values.reshape(len(x), 2, self.config.hidden_layers)
         inside = ((plane >= 0) & (plane <= 1)).all(1)[:, None, None]
         return torch.where(inside, values, values.new_tensor([[1.0], [0.0]]))
 

@@ -125,7 +125,7 @@ def result_of(command: Fit, source: Input, result: FitResult) -> dict[str, Any]:
         "fit_seconds": result.seconds,
         "frequency": choice,
         "settings": dataclasses.asdict(command.fitting),
-        "config": dataclasses.asdict(result.model.network.config),  # type: ignore[arg-type]
+        "config": dataclasses.asdict(result.model.network.config),
         "out": str(command.out),
         "peak_memory_bytes": peak_memory_bytes(),
         "machine": machine_facts(),

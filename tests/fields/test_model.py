@@ -34,6 +34,7 @@ def test_a_saved_model_comes_back_whole(tmp_path):
     ("change", "text"),
     [
         (lambda h, t: h.update(representation="rocks"), "holds a 'rocks' model; this version knows hash"),
+        (lambda h, t: h.update(representation=["hash"]), r"holds a \['hash'\] model"),
         (lambda h, t: h["config"].update(levels=3), "has no setting 'levels'"),
         (lambda h, t: h["config"]["grid"].update(levels="many"), "levels must be int"),
         (lambda h, t: h.pop("march"), "header is not a Polyfield model's"),

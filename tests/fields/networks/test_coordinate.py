@@ -17,6 +17,11 @@ def small(**changes) -> CoordinateNetworkConfig:
     return CoordinateNetworkConfig(**{**defaults, "scale": 1.5, **changes})
 
 
+def linear(network, index, h):
+    state = dict(network.named_parameters())
+    return h @ state[f"layers.{index}.weight"].T + state[f"layers.{index}.bias"]
+
+
 def values_of(network):
     return sum(p.numel() for p in network.parameters())
 
@@ -33,8 +38,8 @@ def test_layers_follow_the_formula(activation):
     network = CoordinateNetwork(small(activation=activation)).double()
     x = torch.rand(5, 2, dtype=torch.float64)
     h = 2 * x - 1
-    for layer, omega in zip(network.layers, (3.0, 2.0), strict=True):
-        z = h @ layer.weight.T + layer.bias
+    for index, omega in enumerate((3.0, 2.0)):
+        z = linear(network, index, h)
         h = {
             "relu": lambda z=z: z.clamp(min=0),
             "sine": lambda z=z, w=omega: torch.sin(w * z),
@@ -74,10 +79,11 @@ def test_the_factor_of_finer_passes_no_gradient():
     network = CoordinateNetwork(small(activation="finer", hidden_layers=1)).double()
     x = torch.rand(4, 2, dtype=torch.float64)
     network(x).sum().backward()
-    z = (2 * x - 1) @ network.layers[0].weight.T + network.layers[0].bias
+    z = linear(network, 0, 2 * x - 1)
     factor = 3.0 * (z.abs() + 1)
     expected = network.head.weight.sum(0) * torch.cos(factor * z) * factor
-    torch.testing.assert_close(network.layers[0].bias.grad, expected.sum(0).detach())
+    bias = dict(network.named_parameters())["layers.0.bias"]
+    torch.testing.assert_close(bias.grad, expected.sum(0).detach())
 
 
 def test_sines_keep_their_distribution_from_layer_to_layer():
@@ -100,6 +106,7 @@ def test_modulation_starts_as_the_normalised_network():
 def test_points_outside_the_grid_are_not_modulated():
     plain = CoordinateNetwork(small(activation="sine", modulation=4))
     changed = CoordinateNetwork(small(activation="sine", modulation=4))
+    assert changed.grids is not None
     with torch.no_grad():
         changed.grids.uniform_(-2, 2)
     outside = torch.tensor([[1.2, 0.5], [0.5, -0.1], [-3.0, 7.0]])
@@ -110,10 +117,12 @@ def test_points_outside_the_grid_are_not_modulated():
 
 def test_modulation_blends_its_cells_with_ends_on_the_border():
     network = CoordinateNetwork(small(modulation=2, hidden_layers=1))
+    assert network.grids is not None
     with torch.no_grad():
         network.grids.zero_()
         network.grids[1, 0, 0] = 1.0  # (row, column, scale or shift, layer): at y = 1, x = 0
     found = network._modulation(torch.tensor([[0.0, 1.0], [0.25, 0.5], [1.0, 1.0]]))
+    assert found is not None
     torch.testing.assert_close(found[:, 0, 0], torch.tensor([1.0, 0.375, 0.0]))
 
 

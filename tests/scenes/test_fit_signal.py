@@ -1,0 +1,127 @@
+"""A fit that is interrupted and resumed is the fit that was not; the frequency is chosen once and kept."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from polyfield.fields.errors import ConfigError, FormatError
+from polyfield.fields.formats.model_file import read_tensors, write_tensors
+from polyfield.fields.implicit import KINDS, GridSignal, ImplicitModel
+from polyfield.scenes.fit import FitOptions, checkpoint_path, choose, fit_signal
+from polyfield.scenes.signals import Input
+
+
+def source(height: int = 12, width: int = 16) -> Input:
+    generator = torch.Generator().manual_seed(0)
+    return Input(GridSignal("image", torch.rand(height, width, 3, generator=generator)), 0.0, 1.0, None)
+
+
+@pytest.fixture
+def interrupt(monkeypatch):
+    """A function that lets the next fit be interrupted at a step."""
+
+    def at(step: int) -> None:
+        from polyfield.fields.optim.fit import FitTask
+
+        whole = FitTask.step
+
+        def stopped(self, index, scale):
+            if index == step:
+                monkeypatch.setattr(FitTask, "step", whole)
+                raise KeyboardInterrupt
+            return whole(self, index, scale)
+
+        monkeypatch.setattr(FitTask, "step", stopped)
+
+    return at
+
+
+@pytest.mark.parametrize(("field", "frequency"), [("planes", "auto"), ("fourier", "3"), ("cam", "default")])
+def test_a_resumed_fit_equals_one_that_was_not_interrupted(field, frequency, tmp_path, interrupt):
+    options = FitOptions(field=field, frequency=frequency, max_steps=12, batch=50)
+    fit_signal(source(), options, out=tmp_path / "whole.safetensors")
+    interrupt(7)
+    out = tmp_path / "parts.safetensors"
+    with pytest.raises(KeyboardInterrupt):
+        fit_signal(source(), options, out=out)
+    assert not out.exists()
+    assert checkpoint_path(out).exists()
+    fit_signal(source(), options, out=out, resume=True)
+    assert not checkpoint_path(out).exists()
+    whole = read_tensors(tmp_path / "whole.safetensors", kind="implicit")[1]
+    parts = read_tensors(out, kind="implicit")[1]
+    assert all(torch.equal(whole[k], parts[k]) for k in whole)
+
+
+def test_the_chosen_frequency_is_used_and_kept_by_a_resumed_fit(tmp_path, interrupt, monkeypatch):
+    few = dataclasses.replace(KINDS["fourier"], candidates=(2.0, 9.0))
+    monkeypatch.setitem(KINDS, "fourier", few)
+    options = FitOptions(field="fourier", max_steps=4)
+    choice = choose(source(), options)
+    assert choice.candidates == (2.0, 9.0)
+    assert choice.chosen == 9.0  # noise has all frequencies
+    out = tmp_path / "a.safetensors"
+    interrupt(2)
+    with pytest.raises(KeyboardInterrupt):
+        fit_signal(source(), options, out=out, choice=choice)
+    result = fit_signal(source(), options, out=out, resume=True)
+    assert result.choice is None
+    for model in (result.model, ImplicitModel.load(out)):
+        assert dataclasses.asdict(model.network.config)["sigma"] == 9.0
+
+
+def test_films_and_volumes_are_compared_by_their_middle_slice():
+    film = Input(GridSignal("video", torch.randint(0, 255, (5, 8, 8, 3), dtype=torch.uint8)), 0.0, 1.0, 24.0)
+    assert choose(film, FitOptions(field="pe")).chosen in KINDS["pe"].candidates
+
+
+def test_a_fit_says_how_well_it_learned(tmp_path):
+    result = fit_signal(source(), FitOptions(max_steps=30), out=tmp_path / "a.safetensors", name="toy")
+    loaded = ImplicitModel.load(tmp_path / "a.safetensors")
+    assert loaded.provenance["psnr"] == result.quality.psnr > 10
+    assert loaded.provenance["input"] == "toy"
+    assert result.quality.ssim is not None
+    assert (result.steps, loaded.size) == (30, (16, 12))
+
+
+def test_resuming_is_refused_where_it_cannot_be(tmp_path, interrupt):
+    out = tmp_path / "a.safetensors"
+    with pytest.raises(FormatError, match="there is nothing to resume"):
+        fit_signal(source(), FitOptions(max_steps=4), out=out, resume=True)
+    interrupt(2)
+    with pytest.raises(KeyboardInterrupt):
+        fit_signal(source(), FitOptions(max_steps=4), out=out)
+    with pytest.raises(ConfigError, match=r"of a fit with other settings \(seed\)"):
+        fit_signal(source(), FitOptions(max_steps=4, seed=1), out=out, resume=True)
+    with pytest.raises(ConfigError, match=r"of a fit with other settings \(size\)"):
+        fit_signal(source(13), FitOptions(max_steps=4), out=out, resume=True)
+    header, tensors = read_tensors(checkpoint_path(out), kind="checkpoint")
+    header = {k: v for k, v in header.items() if k not in ("format", "version")}
+    write_tensors(checkpoint_path(out), {**header, "frequency": "high"}, tensors)
+    with pytest.raises(FormatError, match="frequency 'high'"):
+        fit_signal(source(), FitOptions(max_steps=4), out=out, resume=True)
+    write_tensors(checkpoint_path(out), {**header, "loop": 3}, tensors)
+    with pytest.raises(FormatError, match="header is not a checkpoint's"):
+        fit_signal(source(), FitOptions(max_steps=4), out=out, resume=True)
+    write_tensors(checkpoint_path(out), header, {"x": torch.zeros(1)})
+    with pytest.raises(FormatError, match="its tensors are not those of this fit"):
+        fit_signal(source(), FitOptions(max_steps=4), out=out, resume=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"max_steps": 3, "max_seconds": 2.0}, "give --max-steps or --max-seconds, not both"),
+        ({"batch": 0}, "--batch must be 1 to"),
+        ({"lr": 0.0}, "--lr must be a positive factor"),
+        ({"field": "siren", "frequency": "loud"}, "--frequency must be auto, default or a number; got 'loud'"),
+        ({"field": "siren", "frequency": "-3"}, "--frequency must be a finite number of 0 or more"),
+        ({"field": "siren", "frequency": "nan"}, "--frequency must be a finite number of 0 or more"),
+        ({"field": "planes", "frequency": "3"}, "--field planes has no frequency to set"),
+        ({"field": "moss"}, "--field must be one of siren"),
+    ],
+)
+def test_contradicting_options_are_refused(change, text):
+    with pytest.raises(ConfigError, match=text):
+        FitOptions(**change)
