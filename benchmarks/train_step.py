@@ -103,8 +103,7 @@ def encode_only(batch: RadianceBatch, table: Tensor) -> None:
 
 def scatter_only(batch: RadianceBatch, table: Tensor, gradient: Tensor) -> None:
     """The table's gradient, filling it with zeros included."""
-    grid = SPEC.grid
-    numbers = grid.levels, grid.base_resolution, grid.finest_resolution, grid.log2_table_size
+    numbers = SPEC.grid.numbers
     torch.ops.polyfield.hash_encode_backward(gradient, batch.positions, table, *numbers, False, True)
 
 

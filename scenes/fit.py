@@ -28,7 +28,7 @@ from ..fields.spectrum import FrequencyChoice, choose_frequency
 from .device import Device, pick_device
 from .signals import Input
 
-FieldKind = Literal["siren", "finer", "wire", "gauss", "fourier", "pe", "cam", "planes", "tensor"]
+FieldKind = Literal["siren", "finer", "wire", "gauss", "fourier", "pe", "cam", "hash", "planes", "tensor"]
 CHECKPOINT_SECONDS = 30.0
 SPECTRUM_SIDE, SPECTRUM_MODELS = 192, 3
 """Pixels of the shorter side at which spectra are compared, and untrained models per candidate: three times the 64
@@ -39,9 +39,9 @@ frequencies compared; more of either changed no choice on the Kodak images and c
 class FitOptions:
     """What a user decides about a fit."""
 
-    field: FieldKind = "planes"
-    """Family: planes or tensor (grids, quick), or a network of coordinates: siren, finer, wire, gauss, fourier (random
-    Fourier features), pe (octaves), cam (fourier with modulation grids)."""
+    field: FieldKind = "hash"
+    """Family: hash, planes or tensor (grids, quick), or a network of coordinates: siren, finer, wire, gauss, fourier
+    (random Fourier features), pe (octaves), cam (fourier with modulation grids)."""
     max_steps: int | None = None
     """Total optimisation steps. Default: by time."""
     max_seconds: float | None = None

@@ -1,8 +1,9 @@
-"""How do planes or lines of features and a small network answer for a point of an image or a volume?
+"""How does a grid of features with a small network answer for a point of an image or a volume?
 
-`planes`: dense planes of growing resolution side by side; in three dimensions each level is the product of its three
-planes (K-Planes, Fridovich-Keil et al. 2023). `lines`: one product of a line per axis (TensoRF's CP form, Chen et al.
-2022), which says much with few values where the signal follows its axes. The network decodes what they say.
+`hash`: hash tables of growing resolution (Mueller et al. 2022), flat ones in two dimensions. `planes`: dense planes of
+growing resolution side by side; in three dimensions each level is the product of its three planes (K-Planes,
+Fridovich-Keil et al. 2023). `lines`: one product of a line per axis (TensoRF's CP form, Chen et al. 2022), which says
+much with few values where the signal follows its axes. The network decodes what they say.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Literal, final
 import torch
 from torch import Tensor, nn
 
-from ..encodings import FactoredGridEncoding, FactoredGridSpec
+from ..encodings import FactoredGridEncoding, FactoredGridSpec, HashGridEncoding, HashGridSpec
 from ..errors import ConfigError, ShapeError
 from ..networks import MLP
 from ..ops.factored_encode import Term
@@ -28,7 +29,7 @@ class GridNetworkConfig:
     """D, dimensions of the points, 2 or 3."""
     outputs: int = 3
     """Values per point, 1 to 16."""
-    layout: Literal["planes", "lines"] = "planes"
+    layout: Literal["hash", "planes", "lines"] = "planes"
     levels: int = 6
     """Resolutions, from base to finest in equal ratios; lines have one, the finest."""
     base_resolution: int = 16
@@ -36,7 +37,9 @@ class GridNetworkConfig:
     finest_resolution: int = 256
     """Texels along the longest axis at the finest level, 2 to 16384."""
     channels: int = 4
-    """Per level, 1 to 256."""
+    """Per level, 1 to 256; with hash 1, 2, 4 or 8."""
+    log2_table_size: int = 13
+    """With hash: a level holds at most 2**this entries, 4 to 24."""
     width: Literal[16, 32, 64, 128] = 64
     """Of the network's hidden layers."""
     hidden_layers: int = 2
@@ -57,11 +60,21 @@ class GridNetworkConfig:
             )
         if self.aspect is not None and (len(self.aspect) != self.inputs or not all(0 < a <= 1 for a in self.aspect)):
             raise ConfigError(f"aspect must be {self.inputs} lengths in (0, 1]; got {self.aspect}")
+        _ = self.spec  # whatever the grid itself refuses
 
     @property
-    def spec(self) -> FactoredGridSpec:
+    def spec(self) -> FactoredGridSpec | HashGridSpec:
         """The grid."""
         flat = self.inputs == 2
+        if self.layout == "hash":
+            return HashGridSpec(
+                levels=self.levels,
+                channels=self.channels,
+                base_resolution=self.base_resolution,
+                finest_resolution=self.finest_resolution,
+                log2_table_size=self.log2_table_size,
+                dimensions=self.inputs,
+            )
         lines, planes = (("x", "y"), ("xy",)) if flat else (("x", "y", "z"), ("xy", "xz", "yz"))
         if self.layout == "lines":
             return FactoredGridSpec(terms=(self._term(lines, self.finest_resolution),))
@@ -76,18 +89,25 @@ class GridNetworkConfig:
 
 @final
 class GridNetwork(nn.Module):
-    """Points to values by a factored grid and a network (see the module's text)."""
+    """Points to values by a grid and a network (see the module's text)."""
+
+    lengths: Tensor
 
     def __init__(self, config: GridNetworkConfig, *, seed: int = 0) -> None:
         super().__init__()
         self.config = config
         generator = torch.Generator().manual_seed(seed)
-        spec = config.spec
+        spec, lengths = config.spec, config.aspect or (1.0,) * config.inputs
+        # A hash grid has one resolution for all axes: shorter ones fill less of its cube. Factors have their own.
+        self.register_buffer("lengths", torch.tensor(lengths), persistent=False)
         # A single plane starts near zero, as hash grids do; factors of a product must not, or no gradient passes:
         # lines of mixed sign (TensoRF), planes between .1 and .5 (K-Planes, section 3.1).
         alone = config.layout == "planes" and config.inputs == 2
         low, high = (-1e-4, 1e-4) if alone else (-0.5, 0.5) if config.layout == "lines" else (0.1, 0.5)
-        self.encoding = FactoredGridEncoding(spec, generator, low, high)
+        if isinstance(spec, HashGridSpec):
+            self.encoding = HashGridEncoding(spec, generator)
+        else:
+            self.encoding = FactoredGridEncoding(spec, generator, low, high)
         shape = MlpSpec(
             inputs=spec.features, outputs=config.outputs, width=config.width, hidden_layers=config.hidden_layers
         )
@@ -102,6 +122,7 @@ class GridNetwork(nn.Module):
         inputs = self.config.inputs
         if x.ndim != 2 or x.shape[1] != inputs:
             raise ShapeError(f"x must be (N, {inputs}); got {tuple(x.shape)}")
+        x = x.clamp(0, 1) * self.lengths if self.config.layout == "hash" else x
         position = x if inputs == 3 else torch.cat([x, x.new_zeros(len(x), 1)], 1)
         return self.network(self.encoding(position))
 

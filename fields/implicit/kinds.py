@@ -7,6 +7,7 @@ learned anything, and what to try for it (FreSh, Kania et al. 2025, tables of ca
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -110,6 +111,13 @@ KINDS: dict[str, Kind] = {
         frequency="sigma",
         candidates=tuple(float(k) for k in range(1, 21)),
     ),
+    "hash": Kind(
+        network=GridNetwork,
+        config=GridNetworkConfig,
+        settings={"layout": "hash", "levels": 16, "channels": 2},
+        lr={"": 1e-2},
+        batch=1 << 16,
+    ),
     "planes": Kind(
         network=GridNetwork,
         config=GridNetworkConfig,
@@ -134,12 +142,12 @@ def config_for(kind: str, signal: GridSignal) -> Config:
     shape = {"inputs": len(signal.size), "outputs": signal.channels, "aspect": signal.aspect}
     config = family.config(**shape, **family.settings)
     if isinstance(config, GridNetworkConfig):
-        # Texels no finer than the signal, and for planes about half as many values as it has cells: a fit of more
-        # values than cells would be a copy.
-        longest = max(signal.size)
-        finest = longest if config.layout == "lines" else longest // 2
-        finest = min(max(finest, 16), 1024)
-        config = replace(config, finest_resolution=finest, base_resolution=min(16, finest))
+        # Texels no finer than the signal, and fewer values than it has: a fit of more would be a copy. Planes take half
+        # the resolution; 16 hash tables of two channels 2/3 of a value per cell (2^13 entries for a Kodak image).
+        longest = max(signal.size[:2]) if signal.kind == "video" else max(signal.size)
+        finest = min(max(longest // 2 if config.layout == "planes" else longest, 16), 1024)
+        entries = min(max(round(math.log2(signal.cells / 48)), 8), 22) if signal.cells > 48 else 8
+        config = replace(config, finest_resolution=finest, base_resolution=min(16, finest), log2_table_size=entries)
     return config
 
 

@@ -41,6 +41,8 @@ class HashLevel(NamedTuple):
     size: int
     """Number of entries: a multiple of 16, a power of two where hashed."""
     hashed: bool
+    flat: bool = False
+    """Whether z makes no difference: a grid of an image."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +59,8 @@ class HashGridSpec:
     """Lattice steps of the finest level, plus one."""
     log2_table_size: int = 19
     """A level holds at most 2**this entries, 4 to 24."""
+    dimensions: int = 3
+    """3, or 2 for images: z then makes no difference and has derivative zero."""
     _levels: ClassVar[tuple[HashLevel, ...]]  # set on the instance: no field, takes no part in comparing or in files
 
     def __post_init__(self) -> None:
@@ -71,6 +75,8 @@ class HashGridSpec:
             )
         if not 4 <= self.log2_table_size <= 24:
             raise ConfigError(f"log2_table_size must be 4 to 24; got {self.log2_table_size}")
+        if self.dimensions not in (2, 3):
+            raise ConfigError(f"dimensions must be 2 or 3; got {self.dimensions}")
         # Kept, since every call asks for it.
         object.__setattr__(self, "_levels", tuple(self._compute_levels()))
 
@@ -85,6 +91,11 @@ class HashGridSpec:
         last = self._levels[-1]
         return last.offset + last.size
 
+    @property
+    def numbers(self) -> tuple[int, int, int, int, int]:
+        """What the operators are given beside the table, whose width is `channels`."""
+        return self.levels, self.base_resolution, self.finest_resolution, self.log2_table_size, self.dimensions
+
     def level_table(self) -> list[HashLevel]:
         """The levels, coarse to fine."""
         return list(self._levels)
@@ -98,16 +109,18 @@ class HashGridSpec:
             # Rounded to float32 here, so that float32 kernels, float64 kernels and the reference see one lattice.
             scale = ctypes.c_float(self.base_resolution * growth**level - 1).value
             resolution = math.ceil(scale) + 2  # the upper corner of x = 1, whichever way its position rounds
-            dense = resolution**3
+            dense = resolution**self.dimensions
             hashed = dense > limit
             size = limit if hashed else (dense + 15) // 16 * 16
-            table.append(HashLevel(scale, resolution, offset, size, hashed))
+            table.append(HashLevel(scale, resolution, offset, size, hashed, self.dimensions == 2))
             offset += size
         return table
 
     def level_tensor(self) -> Tensor:
-        """What kernels are given: `level_table` as (L, 5) float64 rows [scale, resolution, offset, size, hashed]."""
-        return torch.tensor([tuple(map(float, level)) for level in self.level_table()], dtype=torch.float64)
+        """What kernels are given: `level_table` as (L, 5) float64 rows [scale, resolution, offset, size, kind], kind 1
+        where hashed, plus 2 where flat."""
+        rows = [(*map(float, level[:4]), float(level.hashed + 2 * level.flat)) for level in self.level_table()]
+        return torch.tensor(rows, dtype=torch.float64)
 
 
 @functools.cache
@@ -135,7 +148,7 @@ def hash_encode(x: Tensor, table: Tensor, spec: HashGridSpec) -> Tensor:
         ShapeError: a shape, dtype or device is not as above.
     """
     _check(x, table, spec)
-    return _hash_encode(x, table, *_numbers(spec))
+    return _hash_encode(x, table, *spec.numbers)
 
 
 def hash_value_and_jacobian(x: Tensor, table: Tensor, spec: HashGridSpec) -> tuple[Tensor, Tensor]:
@@ -150,7 +163,7 @@ def hash_value_and_jacobian(x: Tensor, table: Tensor, spec: HashGridSpec) -> tup
     pure ones vanish inside a cell).
     """
     _check(x, table, spec)
-    return _hash_jacobian(x, table.to(x.dtype), *_numbers(spec))
+    return _hash_jacobian(x, table.to(x.dtype), *spec.numbers)
 
 
 def hash_encode_reference(x: Tensor, table: Tensor, spec: HashGridSpec) -> Tensor:
@@ -189,6 +202,8 @@ def _cell(x: Tensor, level: HashLevel) -> _Cell:
     slope = ((x >= 0) & (x <= 1)).to(x.dtype) * level.scale
     bits = torch.tensor([[c & 1, c >> 1 & 1, c >> 2] for c in range(8)], device=x.device)
     corner = low.long()[:, None, :] + bits
+    if level.flat:
+        corner[..., 2] = 0
     if level.hashed:
         hashed = corner[..., 0] ^ (corner[..., 1] * PRIME_Y) ^ (corner[..., 2] * PRIME_Z)
         index = hashed & (level.size - 1)
@@ -221,18 +236,15 @@ def _reference_backward(
     return x_grad, table_grad
 
 
-def _numbers(spec: HashGridSpec) -> tuple[int, int, int, int]:
-    return spec.levels, spec.base_resolution, spec.finest_resolution, spec.log2_table_size
-
-
-def _spec_of(table: Tensor, numbers: tuple[int, int, int, int]) -> HashGridSpec:
-    levels, base, finest, log2_size = numbers
+def _spec_of(table: Tensor, numbers: tuple[int, int, int, int, int]) -> HashGridSpec:
+    levels, base, finest, log2_size, dimensions = numbers
     return HashGridSpec(
         levels=levels,
         channels=table.shape[1],
         base_resolution=base,
         finest_resolution=finest,
         log2_table_size=log2_size,
+        dimensions=dimensions,
     )
 
 
@@ -254,7 +266,7 @@ def _check(x: Tensor, table: Tensor, spec: HashGridSpec) -> None:
 
 # --- operators ------------------------------------------------------------------------------------------------------
 
-_SPEC = "int levels, int base_resolution, int finest_resolution, int log2_table_size"
+_SPEC = "int levels, int base_resolution, int finest_resolution, int log2_table_size, int dimensions"
 
 
 def _encode(x: Tensor, table: Tensor, *numbers: int) -> Tensor:
@@ -341,15 +353,13 @@ def _fixed_point_scale(features_grad: Tensor, jacobian_grad: Tensor | None, spec
     return 2.0**62 / (8 * features_grad.shape[0]) / largest.clamp(min=1e-250)
 
 
-def _encode_backward(
-    grad: Tensor, x: Tensor, table: Tensor, a: int, b: int, c: int, d: int, need_x: bool, need_table: bool
-) -> tuple[Tensor, Tensor]:
-    return _backward(grad, None, x, table, (a, b, c, d), need_x, need_table)
+def _encode_backward(grad: Tensor, x: Tensor, table: Tensor, *rest: int) -> tuple[Tensor, Tensor]:
+    *numbers, need_x, need_table = rest
+    return _backward(grad, None, x, table, tuple(numbers), bool(need_x), bool(need_table))
 
 
-def _encode_backward_fake(
-    grad: Tensor, x: Tensor, table: Tensor, a: int, b: int, c: int, d: int, need_x: bool, need_table: bool
-) -> tuple[Tensor, Tensor]:
+def _encode_backward_fake(grad: Tensor, x: Tensor, table: Tensor, *rest: int) -> tuple[Tensor, Tensor]:
+    *_, need_x, need_table = rest
     return x.new_empty(x.shape if need_x else 0), table.new_empty(table.shape if need_table else 0)
 
 
@@ -372,18 +382,10 @@ def _jacobian_fake(x: Tensor, table: Tensor, levels: int, *_: int) -> tuple[Tens
 
 
 def _jacobian_backward(
-    grad: Tensor,
-    jacobian_grad: Tensor,
-    x: Tensor,
-    table: Tensor,
-    a: int,
-    b: int,
-    c: int,
-    d: int,
-    need_x: bool,
-    need_table: bool,
+    grad: Tensor, jacobian_grad: Tensor, x: Tensor, table: Tensor, *rest: int
 ) -> tuple[Tensor, Tensor]:
-    return _backward(grad, jacobian_grad, x, table, (a, b, c, d), need_x, need_table)
+    *numbers, need_x, need_table = rest
+    return _backward(grad, jacobian_grad, x, table, tuple(numbers), bool(need_x), bool(need_table))
 
 
 def _jacobian_backward_fake(grad: Tensor, jacobian_grad: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
@@ -402,7 +404,7 @@ def _autograd(ctx: Any, grad: Tensor, jacobian_grad: Tensor | None = None) -> tu
         x_grad, table_grad = _hash_encode_backward(grad, x, table, *ctx.numbers, need_x, need_table)
     else:
         x_grad, table_grad = _hash_jacobian_backward(grad, jacobian_grad, x, table, *ctx.numbers, need_x, need_table)
-    return x_grad if need_x else None, table_grad if need_table else None, None, None, None, None
+    return x_grad if need_x else None, table_grad if need_table else None, None, None, None, None, None
 
 
 _hash_encode_backward = _library.define(

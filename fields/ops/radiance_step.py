@@ -52,6 +52,8 @@ class RadianceSpec:
     def __post_init__(self) -> None:
         if self.density.bias or self.color.bias:
             raise ConfigError("the fused step has no biases; set bias=False or use the composed operators")
+        if self.grid.dimensions != 3:
+            raise ConfigError(f"the fused step wants a grid of 3 dimensions; got {self.grid.dimensions}")
         if self.density.hidden_activation != self.color.hidden_activation:
             raise ConfigError("both networks of the fused step must have the same hidden activation")
         if self.density.output_activation != "none" or self.color.output_activation != "sigmoid":
@@ -318,7 +320,7 @@ def _gradients_by_operators(
     """Loss (), gradients, and what the rays see, (R, 3) and (R,)."""
     ops, bf16 = torch.ops.polyfield, precision == "bf16"
     table, density, color = (p.detach() for p in parameters)
-    grid = (spec.grid.levels, spec.grid.base_resolution, spec.grid.finest_resolution, spec.grid.log2_table_size)
+    grid = spec.grid.numbers
     density_shape, color_shape = shape_numbers(spec.density), shape_numbers(spec.color)
     rows = slice(None) if batch.rows is None else batch.rows.long()
     positions, deltas = batch.positions[rows], batch.deltas[rows]

@@ -17,21 +17,25 @@ constexpr u32 kHashPrimeZ = 805459861u;
 struct HashLevel {
   float scale;             // lattice steps across the unit interval
   u32 resolution;          // lattice points per axis
-  u32 stride_y, stride_z;  // dense strides, or the primes where hashed
+  u32 stride_y, stride_z;  // dense strides, or the primes where hashed; stride_z is 0 where the lattice is flat
   u32 offset, size;        // first entry in the whole table, and how many
   u32 hashed;              // 1: index = (x ^ y * prime ^ z * prime) mod size, size a power of two
 };
 
-// Levels from the rows [scale, resolution, offset, size, hashed] of `table` (levels, 5), which
-// `HashGridSpec.level_tensor` computes: the rule itself is written there and nowhere else.
+// Levels from the rows [scale, resolution, offset, size, kind] of `table` (levels, 5), which
+// `HashGridSpec.level_tensor` computes: the rule itself is written there and nowhere else. Kind is 1 where hashed, plus
+// 2 where the lattice is flat: z then makes no difference, both of its corners being one entry.
 inline void hash_levels(i64 levels, const double* table, HashLevel* out) {
   for (i64 l = 0; l < levels; ++l, table += 5) {
-    const bool hashed = table[4] != 0;
+    const u32 kind = u32(table[4]);
+    const bool hashed = kind & 1, flat = kind & 2;
     const u32 resolution = u32(table[1]);
     out[l] = {float(table[0]),
               resolution,
               hashed ? kHashPrimeY : resolution,
-              hashed ? kHashPrimeZ : resolution * resolution,
+              flat     ? 0
+              : hashed ? kHashPrimeZ
+                       : resolution * resolution,
               u32(table[2]),
               u32(table[3]),
               hashed ? 1u : 0u};

@@ -20,6 +20,7 @@ from polyfield.fields.ops.hash_encode import (
 )
 
 SMALL = HashGridSpec(levels=5, channels=2, base_resolution=4, finest_resolution=64, log2_table_size=10)
+FLAT = HashGridSpec(levels=6, channels=2, base_resolution=4, finest_resolution=99, log2_table_size=10, dimensions=2)
 
 
 def spec_with(channels: int, levels: int = 5) -> HashGridSpec:
@@ -45,18 +46,52 @@ def test_default_levels_are_those_of_instant_ngp():
 
 
 def test_levels_follow_each_other_without_gaps_and_in_multiples_of_16():
-    for spec in (HashGridSpec(), SMALL, spec_with(1, levels=1)):
+    for spec in (HashGridSpec(), SMALL, FLAT, spec_with(1, levels=1)):
         offset = 0
         for level in spec.level_table():
             assert level.offset == offset
             assert level.size % 16 == 0
-            assert level.size >= level.resolution**3 or level.hashed
+            assert level.size >= level.resolution**spec.dimensions or level.hashed
             offset += level.size
 
 
 def test_level_tensor_holds_the_level_table_exactly():
-    rows = SMALL.level_tensor().tolist()
-    assert rows == [[float(value) for value in level] for level in SMALL.level_table()]
+    for spec in (SMALL, FLAT):
+        for row, level in zip(spec.level_tensor().tolist(), spec.level_table(), strict=True):
+            assert row == [level.scale, level.resolution, level.offset, level.size, level.hashed + 2 * level.flat]
+
+
+def test_a_flat_grid_is_the_bilinear_blend_of_its_lattices():
+    """Against `grid_sample` on the dense levels; hashed ones below against the reference."""
+    x, table = uniform(200, 3, seed=1, dtype=torch.float32), table_of(FLAT, torch.float32)
+    found = hash_encode(x, table, FLAT)
+    dense = [(k, level) for k, level in enumerate(FLAT.level_table()) if not level.hashed]
+    assert 2 <= len(dense) < FLAT.levels
+    for k, level in dense:
+        rows = table[level.offset : level.offset + level.resolution**2]
+        lattice = rows.reshape(1, level.resolution, level.resolution, 2).movedim(3, 1)
+        where = 2 * (x[:, :2] * level.scale + 0.5) / (level.resolution - 1) - 1
+        expected = torch.nn.functional.grid_sample(lattice, where[None, None], align_corners=True)[0, :, 0].T
+        torch.testing.assert_close(found[:, 2 * k : 2 * k + 2], expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("n", SIZES)
+def test_a_flat_grid_equals_the_reference_and_knows_no_z(n):
+    x = uniform(n, 3, seed=n, dtype=torch.float32, low=-0.1, high=1.1).requires_grad_()
+    table = table_of(FLAT, torch.float32).requires_grad_()
+    ours, jacobian = hash_value_and_jacobian(x, table, FLAT)
+    value, expected = hash_value_and_jacobian_reference(x, table, FLAT)
+    torch.testing.assert_close(ours, value, **TOLERANCE[torch.float32])
+    rates = {"rtol": TOLERANCE[torch.float32]["rtol"], "atol": 100 * TOLERANCE[torch.float32]["atol"]}  # of scale 98
+    torch.testing.assert_close(jacobian[:, :2], expected[:, :2], **rates)
+    assert jacobian[:, 2].detach().abs().sum() < 1e-5 * max(1.0, float(jacobian.detach().abs().sum()))
+    elsewhere = torch.cat([x[:, :2], torch.full((n, 1), 0.9)], 1)
+    torch.testing.assert_close(hash_encode(elsewhere, table, FLAT), hash_encode(x, table, FLAT), rtol=1e-5, atol=1e-6)
+    cotangent = uniform(*ours.shape, seed=5, dtype=torch.float32, low=-1)
+    mine = torch.autograd.grad(hash_encode(x, table, FLAT), (x, table), cotangent)
+    theirs = torch.autograd.grad(hash_encode_reference(x, table, FLAT), (x, table), cotangent)
+    for a, b in zip(mine, theirs, strict=True):
+        torch.testing.assert_close(a, b, **rates)
 
 
 # --- against the reference
@@ -229,7 +264,7 @@ def test_gradients_do_not_depend_on_the_memory_layout():
 def test_opcheck(name):
     spec = HashGridSpec(levels=2, channels=2, base_resolution=2, finest_resolution=4, log2_table_size=5)
     x, table = uniform(5, 3).requires_grad_(), table_of(spec, torch.float64).requires_grad_()
-    numbers = module._numbers(spec)
+    numbers = spec.numbers
     torch.library.opcheck(getattr(torch.ops.polyfield, name).default, (x, table, *numbers))
     features = torch.ones(5, spec.features, dtype=torch.float64)
     grads = (features,) if name == "hash_encode" else (features, torch.ones(5, 3, spec.features, dtype=torch.float64))
@@ -383,6 +418,7 @@ def test_error_texts():
         ({"channels": 3}, r"channels must be one of \(1, 2, 4, 8\); got 3"),
         ({"base_resolution": 4096}, r"got 4096 and 2048"),
         ({"log2_table_size": 25}, r"log2_table_size must be 4 to 24; got 25"),
+        ({"dimensions": 4}, r"dimensions must be 2 or 3; got 4"),
     ],
 )
 def test_settings_out_of_range_are_refused(setting, text):

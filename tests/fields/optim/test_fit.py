@@ -38,6 +38,7 @@ LEAST = {
     "fourier": 25,
     "pe": 9,
     "cam": 32,
+    "hash": 20,
     "planes": 16,
     "tensor": 28,
 }
