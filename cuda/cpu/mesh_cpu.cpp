@@ -50,6 +50,7 @@ template <class T> struct Together {
     for (int k = 0; k < kFan; ++k) lanes[k] = std::sqrt(lanes[k]);
     return read(lanes);
   }
+  PF_LANES V angle(const V& over, const V& under) { return angle_of(over, under); }
   // a b - c d with the right sign: products of floats are exact in double. Without FMA the plain form will do: it
   // changes its sign where the products change places, which is what triangles with a common edge ask for.
   PF_LANES V determinant(const V& a, const V& b, const V& c, const V& d) {
@@ -57,8 +58,30 @@ template <class T> struct Together {
   }
 
  private:
+  using F = EightOf<float>::type;
+  using D = EightOf<double>::type;
+
+  // atan2 by the polynomial of Cephes (Moshier): errors below 3 ulp; 0 of 0 and 0.
+  PF_LANES F angle_of(const F& over, const F& under) {
+    const F zero = {}, y = over < zero ? -over : over, x = under < zero ? -under : under;
+    const auto steep = y > x;
+    const F low = steep ? x : y, high = steep ? y : x;
+    const auto wide = low > high * 0.41421356f;  // tangent of pi / 8
+    const F above = wide ? low - high : low, below = wide ? low + high : high;
+    const F t = above / (below > zero ? below : zero + 1.0f), z = t * t;
+    F angle = ((8.05374449538e-2f * z - 1.38776856032e-1f) * z + 1.99777106478e-1f) * z - 3.33329491539e-1f;
+    angle = angle * z * t + t;
+    angle = wide ? angle + 0.785398163f : angle;
+    angle = steep ? 1.57079632679f - angle : angle;
+    angle = under < zero ? 3.14159265359f - angle : angle;
+    return over < zero ? -angle : angle;
+  }
+  PF_LANES D angle_of(const D& over, const D& under) {
+    D angle;
+    for (int k = 0; k < kFan; ++k) angle[k] = std::atan2(over[k], under[k]);
+    return angle;
+  }
   PF_LANES V determinant_of(const V& a, const V& b, const V& c, const V& d, float) {
-    using D = EightOf<double>::type;
     const D wide = __builtin_convertvector(a, D) * __builtin_convertvector(b, D) -
                    __builtin_convertvector(c, D) * __builtin_convertvector(d, D);
     return __builtin_convertvector(wide, V);

@@ -59,6 +59,7 @@ template <class T> struct Singly {
   static PF_HD void write(T* p, V v) { *p = v; }
   static PF_HD u32 bits(bool mask) { return mask; }
   static PF_HD V root(V v) { return sqrt(v); }
+  static PF_HD V angle(V over, V under) { return atan2(over, under); }
   // a b - c d with the right sign (Kahan): the rounding of c d is given back.
   static PF_HD V determinant(V a, V b, V c, V d) {
     const V product = c * d;
@@ -346,12 +347,11 @@ PF_HD void tell_hit(const MeshTree<T>& tree, const Hit<T>& found, const Shear<T>
 
 // --- winding numbers -------------------------------------------------------------------------------------------------
 
-// Tangent of half the solid angle of a triangle, as a fraction; corners relative to the eye.
+// Half the solid angle of a triangle; corners relative to the eye.
 template <class L, class V = typename L::V>
-PF_HD void half_solid_angle(const Three<V>& a, const Three<V>& b, const Three<V>& c, V& over, V& under) {
+PF_HD V half_solid_angle(const Three<V>& a, const Three<V>& b, const Three<V>& c) {
   const V la = L::root(dot(a, a)), lb = L::root(dot(b, b)), lc = L::root(dot(c, c));
-  over = dot(a, cross(b, c));
-  under = la * lb * lc + dot(a, b) * lc + dot(b, c) * la + dot(c, a) * lb;
+  return L::angle(dot(a, cross(b, c)), la * lb * lc + dot(a, b) * lc + dot(b, c) * la + dot(c, a) * lb);
 }
 
 // How often the mesh winds round the point. A part of the mesh is seen as its moments from farther than `accuracy` of
@@ -390,14 +390,12 @@ template <class L, class T> PF_HD T winding_in_tree(const MeshTree<T>& tree, con
     } else {
       const i64 leaf = ~next;
       const T* block = tree.corners + leaf * (9 * kFan);
-      T over[kFan], under[kFan];
+      T angles[kFan];
       for (int k = 0; k < kFan; k += L::kStep) {
-        V o, u;
-        half_solid_angle<L>(read_three<L>(block + k) - p, read_three<L>(block + 3 * kFan + k) - p,
-                            read_three<L>(block + 6 * kFan + k) - p, o, u);
-        L::write(over + k, o), L::write(under + k, u);
+        L::write(angles + k, half_solid_angle<L>(read_three<L>(block + k) - p, read_three<L>(block + 3 * kFan + k) - p,
+                                                 read_three<L>(block + 6 * kFan + k) - p));
       }
-      for (int k = 0; k < kFan && tree.numbers[leaf * kFan + k] >= 0; ++k) total += T(2) * atan2(over[k], under[k]);
+      for (int k = 0; k < kFan && tree.numbers[leaf * kFan + k] >= 0; ++k) total += T(2) * angles[k];
     }
     if (count == 0) break;
     next = waiting[--count];
