@@ -65,9 +65,8 @@ template <class T> class MeshBuilder {
     const Part all = bounded({0, i64(items_.size()), {}});
     build_node(all, kMostLevels - 1, top, &tasks);
     std::vector<BuiltMesh<T>> parts(tasks.size());
-    parallel_for(threads_, i64(tasks.size()), [&](i64 k) {
-      build_node(tasks[size_t(k)].part, tasks[size_t(k)].levels, parts[size_t(k)], nullptr);
-    });
+    parallel_for(threads_, i64(tasks.size()),
+                 [&](i64 k) { build_node(tasks[size_t(k)].part, tasks[size_t(k)].levels, parts[size_t(k)], nullptr); });
     for (size_t k = 0; k < tasks.size(); ++k) {
       const i32 nodes = i32(top.children.size() / kFan), leaves = i32(top.numbers.size() / kFan);
       top.children[size_t(tasks[k].slot)] = nodes;
@@ -188,8 +187,9 @@ template <class T> class MeshBuilder {
       int chosen = -1;
       for (int k = 0; k < int(parts.size()); ++k) {
         if (parts[size_t(k)].count() <= kFan) continue;
-        const bool larger = chosen < 0 || (by_area ? parts[size_t(k)].box.half_area() > parts[size_t(chosen)].box.half_area()
-                                                   : parts[size_t(k)].count() > parts[size_t(chosen)].count());
+        const bool larger =
+            chosen < 0 || (by_area ? parts[size_t(k)].box.half_area() > parts[size_t(chosen)].box.half_area()
+                                   : parts[size_t(k)].count() > parts[size_t(chosen)].count());
         if (larger) chosen = k;
       }
       if (chosen < 0) break;
@@ -218,7 +218,8 @@ template <class T> class MeshBuilder {
       const Part& part = parts[lane];
       for (int a = 0; a < 3; ++a) {
         // Wider by what rounding may take from a distance.
-        const T slack = T(2) * std::numeric_limits<T>::epsilon() * max_of(fabs(part.box.low[a]), fabs(part.box.high[a]));
+        const T slack =
+            T(2) * std::numeric_limits<T>::epsilon() * max_of(fabs(part.box.low[a]), fabs(part.box.high[a]));
         out.boxes[node * 6 * kFan + size_t(a) * kFan + lane] = part.box.low[a] - slack;
         out.boxes[node * 6 * kFan + size_t(a + 3) * kFan + lane] = part.box.high[a] + slack;
       }
@@ -269,10 +270,12 @@ template <class T> class MeshBuilder {
       const i32 number = tree.numbers[size_t(leaf) * kFan + size_t(k)];
       if (number < 0) break;
       Three<double> v[3];
-      for (int c = 0; c < 3; ++c) v[c] = {vertex(number, c)[0] - shift_[0], vertex(number, c)[1] - shift_[1], vertex(number, c)[2] - shift_[2]};
+      for (int c = 0; c < 3; ++c)
+        v[c] = {vertex(number, c)[0] - shift_[0], vertex(number, c)[1] - shift_[1], vertex(number, c)[2] - shift_[2]};
       const Three<double> twice = cross(v[1] - v[0], v[2] - v[0]);
       const double n[3] = {twice.x / 2, twice.y / 2, twice.z / 2}, area = std::sqrt(dot(twice, twice)) / 2;
-      const double m[3] = {(v[0].x + v[1].x + v[2].x) / 3, (v[0].y + v[1].y + v[2].y) / 3, (v[0].z + v[1].z + v[2].z) / 3};
+      const double m[3] = {(v[0].x + v[1].x + v[2].x) / 3, (v[0].y + v[1].y + v[2].y) / 3,
+                           (v[0].z + v[1].z + v[2].z) / 3};
       sums.area += area;
       for (int i = 0; i < 3; ++i) {
         sums.centre[i] += area * m[i], sums.normal[i] += n[i];
@@ -313,10 +316,19 @@ template <class T> class MeshBuilder {
     }
     for (int i = 0; i < 3; ++i)
       for (int j = 0; j < 3; ++j) about[i][j] = sums.first[i][j] - centre[i] * sums.normal[j];
-    const double row[kMoments] = {centre[0] + shift_[0], centre[1] + shift_[1], centre[2] + shift_[2], radius2,
-                                  sums.normal[0], sums.normal[1], sums.normal[2],
-                                  about[0][0], about[1][1], about[2][2],
-                                  about[0][1] + about[1][0], about[1][2] + about[2][1], about[2][0] + about[0][2]};
+    const double row[kMoments] = {centre[0] + shift_[0],
+                                  centre[1] + shift_[1],
+                                  centre[2] + shift_[2],
+                                  radius2,
+                                  sums.normal[0],
+                                  sums.normal[1],
+                                  sums.normal[2],
+                                  about[0][0],
+                                  about[1][1],
+                                  about[2][2],
+                                  about[0][1] + about[1][0],
+                                  about[1][2] + about[2][1],
+                                  about[2][0] + about[0][2]};
     for (int k = 0; k < kMoments; ++k) out[k * kFan] = T(row[k]);
   }
 

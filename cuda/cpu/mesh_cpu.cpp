@@ -53,9 +53,7 @@ template <class T> struct Together {
   PF_LANES V angle(const V& over, const V& under) { return angle_of(over, under); }
   // a b - c d with the right sign: products of floats are exact in double. Without FMA the plain form will do: it
   // changes its sign where the products change places, which is what triangles with a common edge ask for.
-  PF_LANES V determinant(const V& a, const V& b, const V& c, const V& d) {
-    return determinant_of(a, b, c, d, T(0));
-  }
+  PF_LANES V determinant(const V& a, const V& b, const V& c, const V& d) { return determinant_of(a, b, c, d, T(0)); }
 
  private:
   using F = EightOf<float>::type;
@@ -98,9 +96,9 @@ template <class T> struct Together {
 #undef PF_LANES
 };
 
-constexpr i64 kRun = 256;        // queries per task; the first of a run starts without a guess
+constexpr i64 kRun = 256;              // queries per task; the first of a run starts without a guess
 constexpr i64 kSorted = i64(1) << 22;  // points sorted at once: 48 MiB of numbers
-constexpr i64 kLeastSorted = 64;  // fewer queries are asked as they come
+constexpr i64 kLeastSorted = 64;       // fewer queries are asked as they come
 
 u64 spread_bits(u64 v) {  // 21 bits, two zeros after each
   v &= 0x1fffff;
@@ -166,49 +164,48 @@ template <class T, class Body> void along_curve(const T* points, i64 n, i64 thre
 using namespace polyfield;
 
 // The build is held until it is taken: `pf_mesh_build` says how many nodes and leaves there are and returns a handle.
-// vertices (V, 3), triangles (T, 3) with indices in range, T >= 1. points, origins and directions (n, 3). Outputs as the
-// operators of ops/mesh_bvh.py.
-#define PF_MESH(T, SUFFIX)                                                                                             \
-  PF_API i64 pf_mesh_build_##SUFFIX(const T* vertices, const i64* triangles, i64 count, i64* sizes, i64 threads) {     \
-    auto* built = new BuiltMesh<T>(build_mesh<T>(vertices, triangles, count, threads));                                \
-    sizes[0] = i64(built->children.size()) / kFan;                                                                     \
-    sizes[1] = i64(built->numbers.size()) / kFan;                                                                      \
-    return i64(reinterpret_cast<intptr_t>(built));                                                                     \
-  }                                                                                                                    \
-  PF_API void pf_mesh_take_##SUFFIX(i64 handle, T* boxes, i32* children, T* moments, T* corners, i32* numbers, i64) {  \
-    auto* built = reinterpret_cast<BuiltMesh<T>*>(intptr_t(handle));                                                   \
-    built->copy_to(boxes, children, moments, corners, numbers);                                                        \
-    delete built;                                                                                                      \
-  }                                                                                                                    \
-  PF_API void pf_mesh_closest_##SUFFIX(const T* boxes, const i32* children, const T* corners, const i32* numbers,      \
-                                       const T* points, i64 n, T* distance, i64* triangle, T* barycentric,             \
-                                       i64 threads) {                                                                  \
-    const MeshTree<T> tree{boxes, children, nullptr, corners, numbers};                                                \
-    along_curve(points, n, threads, [&](i64 i, i64& guess) {                                                           \
-      const Nearest<T> found = nearest_in_tree<Together<T>>(tree, points + 3 * i, guess);                              \
-      if (found.place >= 0) guess = found.place;                                                                       \
-      tell_nearest(tree, found, points + 3 * i, distance + i, triangle + i, barycentric + 3 * i);                      \
-    });                                                                                                                \
-  }                                                                                                                    \
-  PF_API void pf_mesh_winding_##SUFFIX(const T* boxes, const i32* children, const T* moments, const T* corners,        \
-                                       const i32* numbers, const T* points, i64 n, double accuracy, T* winding,        \
-                                       i64 threads) {                                                                  \
-    const MeshTree<T> tree{boxes, children, moments, corners, numbers};                                                \
-    along_curve(points, n, threads, [&](i64 i, i64&) {                                                                 \
-      winding[i] = winding_in_tree<Together<T>>(tree, points + 3 * i, T(accuracy));                                    \
-    });                                                                                                                \
-  }                                                                                                                    \
-  PF_API void pf_mesh_hits_##SUFFIX(const T* boxes, const i32* children, const T* corners, const i32* numbers,         \
-                                    const T* origins, const T* directions, i64 n, double near, double far,             \
-                                    T* distance, i64* triangle, T* barycentric, i64 threads) {                         \
-    const MeshTree<T> tree{boxes, children, nullptr, corners, numbers};                                                \
-    parallel_chunks(threads, n, kRun, [&](i64 begin, i64 end) {                                                        \
-      for (i64 i = begin; i < end; ++i) {                                                                              \
-        const Shear<T> ray(origins + 3 * i, directions + 3 * i);                                                       \
-        const Hit<T> found = hit_in_tree<Together<T>>(tree, ray, T(near), T(far));                                     \
-        tell_hit(tree, found, ray, distance + i, triangle + i, barycentric + 3 * i);                                   \
-      }                                                                                                                \
-    });                                                                                                                \
+// vertices (V, 3), triangles (T, 3) with indices in range, T >= 1. points, origins and directions (n, 3). Outputs as
+// the operators of ops/mesh_bvh.py.
+#define PF_MESH(T, SUFFIX)                                                                                            \
+  PF_API i64 pf_mesh_build_##SUFFIX(const T* vertices, const i64* triangles, i64 count, i64* sizes, i64 threads) {    \
+    auto* built = new BuiltMesh<T>(build_mesh<T>(vertices, triangles, count, threads));                               \
+    sizes[0] = i64(built->children.size()) / kFan;                                                                    \
+    sizes[1] = i64(built->numbers.size()) / kFan;                                                                     \
+    return i64(reinterpret_cast<intptr_t>(built));                                                                    \
+  }                                                                                                                   \
+  PF_API void pf_mesh_take_##SUFFIX(i64 handle, T* boxes, i32* children, T* moments, T* corners, i32* numbers, i64) { \
+    auto* built = reinterpret_cast<BuiltMesh<T>*>(intptr_t(handle));                                                  \
+    built->copy_to(boxes, children, moments, corners, numbers);                                                       \
+    delete built;                                                                                                     \
+  }                                                                                                                   \
+  PF_API void pf_mesh_closest_##SUFFIX(const T* boxes, const i32* children, const T* corners, const i32* numbers,     \
+                                       const T* points, i64 n, T* distance, i64* triangle, T* barycentric,            \
+                                       i64 threads) {                                                                 \
+    const MeshTree<T> tree{boxes, children, nullptr, corners, numbers};                                               \
+    along_curve(points, n, threads, [&](i64 i, i64& guess) {                                                          \
+      const Nearest<T> found = nearest_in_tree<Together<T>>(tree, points + 3 * i, guess);                             \
+      if (found.place >= 0) guess = found.place;                                                                      \
+      tell_nearest(tree, found, points + 3 * i, distance + i, triangle + i, barycentric + 3 * i);                     \
+    });                                                                                                               \
+  }                                                                                                                   \
+  PF_API void pf_mesh_winding_##SUFFIX(const T* boxes, const i32* children, const T* moments, const T* corners,       \
+                                       const i32* numbers, const T* points, i64 n, double accuracy, T* winding,       \
+                                       i64 threads) {                                                                 \
+    const MeshTree<T> tree{boxes, children, moments, corners, numbers};                                               \
+    along_curve(points, n, threads,                                                                                   \
+                [&](i64 i, i64&) { winding[i] = winding_in_tree<Together<T>>(tree, points + 3 * i, T(accuracy)); });  \
+  }                                                                                                                   \
+  PF_API void pf_mesh_hits_##SUFFIX(const T* boxes, const i32* children, const T* corners, const i32* numbers,        \
+                                    const T* origins, const T* directions, i64 n, double near, double far,            \
+                                    T* distance, i64* triangle, T* barycentric, i64 threads) {                        \
+    const MeshTree<T> tree{boxes, children, nullptr, corners, numbers};                                               \
+    parallel_chunks(threads, n, kRun, [&](i64 begin, i64 end) {                                                       \
+      for (i64 i = begin; i < end; ++i) {                                                                             \
+        const Shear<T> ray(origins + 3 * i, directions + 3 * i);                                                      \
+        const Hit<T> found = hit_in_tree<Together<T>>(tree, ray, T(near), T(far));                                    \
+        tell_hit(tree, found, ray, distance + i, triangle + i, barycentric + 3 * i);                                  \
+      }                                                                                                               \
+    });                                                                                                               \
   }
 
 PF_MESH(float, f32)

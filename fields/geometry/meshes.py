@@ -3,8 +3,8 @@
 Triangles are counter-clockwise seen from outside. Whether a point is inside is asked of winding numbers
 (`ops.mesh_bvh`), which need no common indices but that every edge is passed as often one way as the other: then they
 are whole numbers. Topology is therefore told by the positions of the vertices, not by their indices: files of loose
-triangles (STL) count as closed where they are. Self-intersections are not looked for; where parts overlap, inside one is
-inside.
+triangles (STL) count as closed where they are. Self-intersections are not looked for; where parts overlap, inside one
+is inside.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 A tree of boxes over the triangles (`build_bvh`, on the CPU) answers all three on the CPU and on CUDA, in time that
 grows as the logarithm of the number of triangles. Triangles are counter-clockwise seen from outside. Sources: distance,
-Ericson, Real-Time Collision Detection, 5.1.5; winding numbers, Barill et al. 2018 (Fast Winding Numbers for Soups and Clouds),
-expanded to second order; rays, Woop, Benthin and Wald 2013 (watertight: none slips through between triangles).
+Ericson, Real-Time Collision Detection, 5.1.5; winding numbers, Barill et al. 2018 (Fast Winding Numbers for Soups and
+Clouds), expanded to second order; rays, Woop, Benthin and Wald 2013 (watertight: none slips through between triangles).
 
 Without the native library every query looks at every triangle in plain torch (`*_reference`).
 

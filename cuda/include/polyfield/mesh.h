@@ -1,5 +1,5 @@
-// A triangle mesh in a tree of boxes: the nearest point of the mesh, how often the mesh winds round a point, and where a
-// ray meets it first. One query, host and device; `mesh_cpu.cpp` builds the tree.
+// A triangle mesh in a tree of boxes: the nearest point of the mesh, how often the mesh winds round a point, and where
+// a ray meets it first. One query, host and device; `mesh_cpu.cpp` builds the tree.
 //
 // Node layout: 8 children a node, side by side (boxes (6, 8): lower and upper x, y, z; moments (13, 8): see `Moment`).
 // A child is a node (>= 0), a leaf (its complement, < 0) or kNoChild; children lie first. A leaf is a block of 8
@@ -9,15 +9,15 @@
 // `L` says how lanes are done: L::V is a scalar or a vector of 8, L::kStep how many lanes it holds.
 //
 // Sources: nearest point by regions as Ericson, Real-Time Collision Detection, 5.1.5, without branches; rays as Woop,
-// Benthin and Wald 2013 (JCGT 2:1); solid angle by van Oosterom and Strackee 1983; moments as Barill et al. 2018, second
-// order.
+// Benthin and Wald 2013 (JCGT 2:1); solid angle by van Oosterom and Strackee 1983; moments as Barill et al. 2018,
+// second order.
 #pragma once
 #include "common.h"
 
 namespace polyfield {
 
-constexpr int kFan = 8;           // children of a node, triangles of a leaf
-constexpr int kMostLevels = 16;   // of nodes: the build makes no more
+constexpr int kFan = 8;          // children of a node, triangles of a leaf
+constexpr int kMostLevels = 16;  // of nodes: the build makes no more
 constexpr i32 kNoChild = -2147483647 - 1;
 // A node is taken off the stack and puts up to 8 children on it, so that each level leaves at most 7 behind.
 constexpr int kMostWaiting = (kFan - 1) * kMostLevels + 1;
@@ -40,8 +40,7 @@ template <class V> struct Three {
 template <class V, class W> PF_HD Three<V> operator-(const Three<V>& a, const Three<W>& b) {
   return {a.x - b.x, a.y - b.y, a.z - b.z};
 }
-template <class V> PF_HD V dot(const Three<V>& a, const Three<V>& b) {
-  return a.x * b.x + a.y * b.y + a.z * b.z; }
+template <class V> PF_HD V dot(const Three<V>& a, const Three<V>& b) { return a.x * b.x + a.y * b.y + a.z * b.z; }
 template <class V> PF_HD Three<V> cross(const Three<V>& a, const Three<V>& b) {
   return {a.y * b.z - a.z * b.y, a.z * b.x - a.x * b.z, a.x * b.y - a.y * b.x};
 }
@@ -88,8 +87,9 @@ template <class V> PF_HD V nearest_on_edge(const Three<V>& d, const Three<V>& e,
   return t;
 }
 
-// The inside counts where the triangle has an area; the edges count always, so that needles and points are no exception.
-// Whatever is found is the distance of some point of the triangle: rounding never makes it come out nearer than it is.
+// The inside counts where the triangle has an area; the edges count always, so that needles and points are no
+// exception. Whatever is found is the distance of some point of the triangle: rounding never makes it come out nearer
+// than it is.
 template <class V>
 PF_HD OnTriangle<V> nearest_on_triangle(const Three<V>& p, const Three<V>& a, const Three<V>& b, const Three<V>& c) {
   const V zero = V{}, one = zero + 1;
@@ -275,7 +275,8 @@ template <class L, class T> PF_HD OnRay<typename L::V> hit_triangle(const Shear<
   const V v = L::determinant(x[0], y[2], y[0], x[2]);
   const V w = L::determinant(x[1], y[0], y[1], x[0]);
   const V sum = u + v + w;
-  const auto hit = (((u >= zero) & (v >= zero) & (w >= zero)) | ((u <= zero) & (v <= zero) & (w <= zero))) & (sum != zero);
+  const auto hit =
+      (((u >= zero) & (v >= zero) & (w >= zero)) | ((u <= zero) & (v <= zero) & (w <= zero))) & (sum != zero);
   const V scale = (zero + 1) / (hit ? sum : zero + 1);
   const V distance = (u * z[0] + v * z[1] + w * z[2]) * scale * ray.sz;
   return {hit ? distance : zero + T(1e300) * T(1e300), u * scale, v * scale, w * scale};
@@ -372,11 +373,14 @@ template <class L, class T> PF_HD T winding_in_tree(const MeshTree<T>& tree, con
       u32 far_lanes = 0;
       T values[kFan];
       for (int k = 0; k < kFan; k += L::kStep) {
-        const Three<V> r = read_three<L>(moments + kCentre * kFan + k) - p, n = read_three<L>(moments + kArea * kFan + k);
-        const Three<V> d = read_three<L>(moments + kFirst * kFan + k), e = read_three<L>(moments + (kFirst + 3) * kFan + k);
+        const Three<V> r = read_three<L>(moments + kCentre * kFan + k) - p,
+                       n = read_three<L>(moments + kArea * kFan + k);
+        const Three<V> d = read_three<L>(moments + kFirst * kFan + k),
+                       e = read_three<L>(moments + (kFirst + 3) * kFan + k);
         const V r2 = dot(r, r);
         const V i2 = (V{} + 1) / r2, i3 = i2 / L::root(r2);
-        const V bent = d.x * r.x * r.x + d.y * r.y * r.y + d.z * r.z * r.z + e.x * r.x * r.y + e.y * r.y * r.z + e.z * r.z * r.x;
+        const V bent =
+            d.x * r.x * r.x + d.y * r.y * r.y + d.z * r.z * r.z + e.x * r.x * r.y + e.y * r.y * r.z + e.z * r.z * r.x;
         L::write(values + k, i3 * (dot(n, r) + (d.x + d.y + d.z) - bent * i2 * T(3)));
         far_lanes |= L::bits(r2 > L::read(moments + kRadius2 * kFan + k) * nearby) << k;
       }
