@@ -1,5 +1,6 @@
 // A mesh's tree of boxes on the CPU: queries, a vector of 8 lanes at a time. Points that lie near one another are asked
 // one after the other, so that the tree stays in the cache and the triangle found last bounds the next search.
+#pragma GCC diagnostic ignored "-Wpsabi"  // wide values are only passed to functions that are inlined
 #include <vector>
 
 #include "mesh_build.h"

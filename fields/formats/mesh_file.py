@@ -45,7 +45,7 @@ def read_mesh(path: str | os.PathLike[str], *, dtype: torch.dtype = torch.float3
         raise FormatError(f"{path} cannot be read: {cause}; check the path") from error
     try:
         vertices, triangles = _load(content, kind)
-        mesh = Mesh(torch.tensor(vertices, dtype=dtype).reshape(-1, 3), torch.tensor(triangles).long().reshape(-1, 3))
+        mesh = Mesh(torch.tensor(vertices, dtype=dtype), torch.tensor(triangles).long())
     except Exception as error:  # trimesh lets through whatever its readers meet: struct, numpy, JSON, memory, ...
         raise FormatError(
             f"{path} cannot be read as {kind.upper()}: {_one_line(error)}; open it in a mesh editor and export it again"
@@ -92,16 +92,19 @@ def _kind_of(path: Path) -> str:
 
 def _load(content: bytes, kind: str) -> tuple[Any, Any]:
     """Vertices and triangles, as numpy arrays."""
+    import numpy as np
     import trimesh
 
     # Bytes have no folder: there is no resolver, and nothing beside the file is opened.
     options: dict[str, Any] = {"skip_materials": True} if kind in ("obj", "glb") else {}
     scene = trimesh.load_scene(io.BytesIO(content), file_type=kind, process=False, **options)
-    parts = [part for part in scene.dump() if isinstance(part, trimesh.Trimesh)]
-    if len(parts) == 1:
-        return parts[0].vertices, parts[0].faces
-    together = trimesh.util.concatenate(parts) if parts else trimesh.Trimesh()
-    return together.vertices, together.faces
+    vertices, triangles, count = [np.zeros((0, 3))], [np.zeros((0, 3), np.int64)], 0
+    for part in scene.dump():
+        if isinstance(part, trimesh.Trimesh):
+            vertices.append(part.vertices)
+            triangles.append(part.faces + count)
+            count += len(part.vertices)
+    return np.concatenate(vertices), np.concatenate(triangles)
 
 
 def _one_line(error: Exception) -> str:

@@ -352,7 +352,8 @@ def _empty_answers(points: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def _closest_forward(points: Tensor, mesh: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
     bvh = MeshBvh(*mesh)
     if not _native_tree(bvh, points):
-        return tuple(closest_points_reference(bvh, points))
+        distance, triangle, barycentric = closest_points_reference(bvh, points)
+        return distance, triangle, barycentric
     out, points = _empty_answers(points), points.contiguous()
     given = (bvh.boxes, bvh.children, bvh.corners, bvh.numbers, points, points.shape[0])
     _native.call(f"pf_mesh_closest_{_cpu.suffix_of(points)}", *given, *out, over=points.shape[0])
@@ -374,7 +375,8 @@ def _hits_forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     bvh = MeshBvh(*mesh)
     if not _native_tree(bvh, origins, directions):
-        return tuple(ray_hits_reference(bvh, origins, directions, near, far))
+        distance, triangle, barycentric = ray_hits_reference(bvh, origins, directions, near, far)
+        return distance, triangle, barycentric
     out, rays = _empty_answers(origins), (origins.contiguous(), directions.contiguous(), origins.shape[0])
     given = (bvh.boxes, bvh.children, bvh.corners, bvh.numbers, *rays, near, far)
     _native.call(f"pf_mesh_hits_{_cpu.suffix_of(origins)}", *given, *out, over=origins.shape[0])

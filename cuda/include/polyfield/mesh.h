@@ -78,7 +78,7 @@ template <class V> struct OnTriangle {
 
 // Of the points t e, t in [0, 1], the nearest to d; `square` of its distance.
 template <class V> PF_HD V nearest_on_edge(const Three<V>& d, const Three<V>& e, V& square) {
-  const V zero = V{}, one = zero + 1, length2 = dot(e, e);
+  const V zero = V{}, one = zero + 1.0f, length2 = dot(e, e);
   V t = dot(d, e) / (length2 > zero ? length2 : one);
   t = t > zero ? t : zero;
   t = t < one ? t : one;
@@ -92,7 +92,7 @@ template <class V> PF_HD V nearest_on_edge(const Three<V>& d, const Three<V>& e,
 // than it is.
 template <class V>
 PF_HD OnTriangle<V> nearest_on_triangle(const Three<V>& p, const Three<V>& a, const Three<V>& b, const Three<V>& c) {
-  const V zero = V{}, one = zero + 1;
+  const V zero = V{}, one = zero + 1.0f;
   const Three<V> ab = b - a, ac = c - a, ap = p - a, normal = cross(ab, ac);
   const V area2 = dot(normal, normal), scale = one / (area2 > zero ? area2 : one);
   const V v = dot(cross(ap, ac), normal) * scale, w = dot(cross(ab, ap), normal) * scale;
@@ -277,7 +277,7 @@ template <class L, class T> PF_HD OnRay<typename L::V> hit_triangle(const Shear<
   const V sum = u + v + w;
   const auto hit =
       (((u >= zero) & (v >= zero) & (w >= zero)) | ((u <= zero) & (v <= zero) & (w <= zero))) & (sum != zero);
-  const V scale = (zero + 1) / (hit ? sum : zero + 1);
+  const V scale = (zero + 1.0f) / (hit ? sum : zero + 1.0f);
   const V distance = (u * z[0] + v * z[1] + w * z[2]) * scale * ray.sz;
   return {hit ? distance : zero + T(1e300) * T(1e300), u * scale, v * scale, w * scale};
 }
@@ -378,7 +378,7 @@ template <class L, class T> PF_HD T winding_in_tree(const MeshTree<T>& tree, con
         const Three<V> d = read_three<L>(moments + kFirst * kFan + k),
                        e = read_three<L>(moments + (kFirst + 3) * kFan + k);
         const V r2 = dot(r, r);
-        const V i2 = (V{} + 1) / r2, i3 = i2 / L::root(r2);
+        const V i2 = (V{} + 1.0f) / r2, i3 = i2 / L::root(r2);
         const V bent =
             d.x * r.x * r.x + d.y * r.y * r.y + d.z * r.z * r.z + e.x * r.x * r.y + e.y * r.y * r.z + e.z * r.z * r.x;
         L::write(values + k, i3 * (dot(n, r) + (d.x + d.y + d.z) - bent * i2 * T(3)));
