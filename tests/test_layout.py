@@ -18,6 +18,7 @@ NATIVE_NAMES = {
     "factored_encode": "factored_grid",
     "frequency_encode": "frequency",
     "fused_mlp": "mlp",
+    "mesh_bvh": "mesh",
 }
 
 RULES = {

@@ -1,4 +1,4 @@
-"""Cameras, rays, similarity transforms, bounds and contractions: data and maths, no files."""
+"""Cameras, rays, similarity transforms, bounds, contractions and meshes: data and maths, no files."""
 
 from .bounds import contains as contains
 from .bounds import frustum_bounds as frustum_bounds
@@ -10,6 +10,13 @@ from .cameras import Projected as Projected
 from .cameras import Rays as Rays
 from .contraction import CONTRACTIONS as CONTRACTIONS
 from .contraction import UNCONTRACTIONS as UNCONTRACTIONS
+from .meshes import Mesh as Mesh
+from .meshes import MeshReport as MeshReport
+from .meshes import SurfaceSamples as SurfaceSamples
+from .meshes import check_mesh as check_mesh
+from .meshes import make_icosphere as make_icosphere
+from .meshes import merge_vertices as merge_vertices
+from .meshes import sample_surface as sample_surface
 from .normalisation import CaptureKind as CaptureKind
 from .normalisation import Normalisation as Normalisation
 from .normalisation import check_poses as check_poses

@@ -23,6 +23,7 @@ from polyfield.fields.ops.frequency_encode import frequency_encode, frequency_va
 from polyfield.fields.ops.fused_mlp import MlpSpec, fused_mlp, initial_parameters
 from polyfield.fields.ops.hash_encode import HashGridSpec, hash_encode, hash_value_and_jacobian
 from polyfield.fields.ops.march import march_rays, pack_waves, trim_samples
+from polyfield.fields.ops.mesh_bvh import build_bvh, closest_points, ray_hits, winding_numbers
 from polyfield.fields.ops.occupancy import decay_and_max_, pack_bitfield, sample_cells
 from polyfield.fields.ops.ray_box import intersect_box
 from polyfield.fields.ops.spherical_harmonics import spherical_harmonics
@@ -63,6 +64,14 @@ def encodings(n: int, dtype: torch.dtype) -> None:
     lazy_adam_(x.detach(), x.grad, torch.zeros_like(x), torch.zeros_like(x), step=1, lr=0.1)
     box = torch.ones(3, dtype=dtype)
     intersect_box(x.detach(), x.detach(), -box, box)
+
+
+def meshes(n: int, dtype: torch.dtype) -> None:
+    bvh = build_bvh(torch.rand(300, 3, dtype=dtype), torch.arange(300).reshape(-1, 3))
+    points = torch.rand(n, 3, dtype=dtype)
+    closest_points(bvh, points)
+    winding_numbers(bvh, points)
+    ray_hits(bvh, points, points - 0.5)
 
 
 def networks(n: int) -> None:
@@ -126,6 +135,7 @@ def main() -> None:
     for n in SIZES:
         for dtype in (torch.float32, torch.float64):
             encodings(n, dtype)
+            meshes(n, dtype)
         networks(n)
         rays(n)
     train_steps(SIZES[-1], sys.argv[1])

@@ -19,11 +19,13 @@ using i32 = int;
 using i64 = long long;
 
 #if !defined(__CUDACC__) && !defined(__CUDACC_RTC__)
+using std::atan2;
 using std::ceil;
 using std::cos;
 using std::exp;
 using std::fabs;
 using std::floor;
+using std::fma;
 using std::log;
 using std::log1p;
 using std::sin;

@@ -32,6 +32,7 @@ TESTED = (
     "ops/test_distortion",
     "ops/test_occupancy",
     "ops/test_march",
+    "ops/test_mesh_bvh",
     "ops/test_fused_mlp",
     "ops/test_radiance_step",
     "optim/test_radiance_program",
