@@ -14,7 +14,7 @@
 namespace polyfield {
 namespace {
 
-constexpr i64 kSlots = 64;     // partial gradients: balance for many threads, a small share of the work to add
+constexpr i64 kSlots = 64;       // partial gradients: balance for many threads, a small share of the work to add
 constexpr i64 kChunkTiles = 16;  // forward: rows handed to a thread at once
 constexpr i64 kBlocks = 4;       // Jacobian: value and three tangents, stacked as row blocks of one tile
 constexpr i64 kStacked = kBlocks * kTileRows;

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from ..errors import ConfigError, ShapeError
 from . import _cpu, _cuda, _library
+from ._mlp_cuda import TensorCoreNetwork
 
 HIDDEN_ACTIVATIONS = {"none": 0, "relu": 1, "softplus": 2, "sine": 3}
 """Name -> code, as `enum HiddenActivation` of polyfield/activations.h."""
@@ -63,8 +64,8 @@ class MlpSpec:
     bias: bool = False
     """Whether every layer adds a bias."""
     skip: int | None = None
-    """The hidden layer, 1 to hidden_layers - 1 and counted from 0, that is given [previous activations, network inputs];
-    None: no layer is."""
+    """The hidden layer, counted from 0 and 1 to hidden_layers - 1, that is given [previous activations, network
+    inputs]; None: no layer is."""
 
     def __post_init__(self) -> None:
         if self.inputs < 1 or self.outputs < 1:
@@ -346,7 +347,7 @@ def _forward(x: Tensor, parameters: Tensor, numbers: list[int], bf16: bool) -> T
     x, parameters = x.contiguous(), parameters.contiguous()
     y = x.new_empty(x.shape[0], numbers[1])
     if on_tensor_cores:
-        network = TensorCoreNetwork(parameters, numbers)
+        network = TensorCoreNetwork(parameters, _spec_of(numbers), numbers)
         network.pack().run()
         network.forward(x, y).run()
         return y
@@ -391,9 +392,9 @@ def _backward(
     on_tensor_cores = _on_tensor_cores(bf16, grad, x, parameters)
     if not on_tensor_cores and not _cpu.usable(grad, x, parameters):
         spec = _spec_of(numbers)
-        out, kept = _run(x[None], _layers(parameters, spec), spec, _rounding(bf16))
+        out, run = _run(x[None], _layers(parameters, spec), spec, _rounding(bf16))
         grad = grad * _output_slope(_activate_output(out[0], spec), spec)
-        x_grad, parameter_grad = _run_backward(grad[None], x[None], parameters, spec, bf16, kept)
+        x_grad, parameter_grad = _run_backward(grad[None], x[None], parameters, spec, bf16, run)
         return x_grad[0].clone() if need_x else x.new_empty(0), parameter_grad if need_parameters else x.new_empty(0)
     x, parameters, grad = x.contiguous(), parameters.contiguous(), grad.contiguous()
     x_grad = torch.empty_like(x) if need_x else None
@@ -412,57 +413,6 @@ def _on_tensor_cores(bf16: bool, *tensors: Tensor) -> bool:
     return bf16 and _cuda.usable(*tensors) and _cuda.architecture_of(tensors[0]) >= 80
 
 
-def _padded(count: int) -> int:
-    return (count + 15) // 16 * 16
-
-
-class TensorCoreNetwork:
-    """The launches of a bf16 network on CUDA, and the buffers that they need. Final."""
-
-    def __init__(self, parameters: Tensor, numbers: list[int]) -> None:
-        """Args: parameters: (P,) float32. numbers: as `shape_numbers` gives them."""
-        self.parameters, self.numbers, self.spec = parameters, numbers, _spec_of(numbers)
-        count = sum(_padded(out) * _padded(size) for out, size in self.spec.layer_shapes)
-        self.packed = parameters.new_empty(2 * count, dtype=torch.bfloat16)
-
-    def pack(self) -> _cuda.Launch:
-        """Weights in bfloat16 as the tensor cores read them, for both directions; before anything else."""
-        grid = _cuda.one_thread_each(self.packed.numel() // 4)
-        return _cuda.Launch("pf_mlp_pack_bf16", grid, (self.parameters, self.packed, *self.numbers))
-
-    def forward(self, x: Tensor, y: Tensor, rows: _cuda.Held | None = None) -> _cuda.Launch:
-        """y (N, outputs) of x (N, inputs); of the first `rows` of them where given."""
-        each = 16 if self.spec.width == 128 else 32  # rows of a warp
-        grid = _cuda.one_thread_each(32 * -(-x.shape[0] // each))
-        arguments = (x, self.parameters, self.packed, y, x.shape[0] if rows is None else rows, *self.numbers)
-        return _cuda.Launch(f"pf_mlp_forward_bf16_{self.spec.width}", grid, arguments)
-
-    def backward(
-        self, x: Tensor, grad: Tensor, x_grad: Tensor | None, gradient: Tensor | None, rows: _cuda.Held | None = None
-    ) -> list[_cuda.Launch]:
-        """x_grad (N, inputs) and gradient (P,) from grad (N, outputs), N > 0."""
-        spec, tiles, shapes = self.spec, -(-x.shape[0] // 16), self.spec.layer_shapes
-        columns = sum(_padded(out) + _padded(size) for out, size in shapes)  # deltas and what enters each layer
-        columns += spec.width * spec.hidden_layers * (spec.hidden_activation in ("softplus", "sine"))  # slopes
-        scratch = x.new_empty(16 * tiles * columns, dtype=torch.bfloat16)
-        count = x.shape[0] if rows is None else rows
-        given = (x, self.parameters, self.packed, grad, x_grad, scratch, count, *self.numbers)
-        back = _cuda.Launch(f"pf_mlp_backward_bf16_{spec.width}", _cuda.one_thread_each(32 * tiles), given)
-        if gradient is None:
-            return [back]
-        slots = max(1, min(256, tiles // 16))
-        tasks = sum(_padded(out) // 16 * -(-size // 64) for out, size in shapes)
-        partials = x.new_empty(slots, sum(_padded(out) * (_padded(size) + spec.bias) for out, size in shapes))
-        grid = _cuda.one_thread_each(32 * slots * tasks)
-        sums = (scratch, partials, slots, tasks, count, *self.numbers)
-        total = (partials, slots, gradient, *self.numbers)
-        return [
-            back,
-            _cuda.Launch("pf_mlp_weight_gradient_bf16", grid, sums),
-            _cuda.Launch("pf_mlp_reduce", _cuda.one_thread_each(gradient.numel()), total),
-        ]
-
-
 def _backward_on_cuda(
     x: Tensor,
     parameters: Tensor,
@@ -475,7 +425,7 @@ def _backward_on_cuda(
         if parameter_grad is not None:
             parameter_grad.zero_()
         return
-    network = TensorCoreNetwork(parameters, numbers)
+    network = TensorCoreNetwork(parameters, _spec_of(numbers), numbers)
     for launch in [network.pack(), *network.backward(x, grad, x_grad, parameter_grad)]:
         launch.run()
 

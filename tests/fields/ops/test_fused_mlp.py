@@ -290,7 +290,9 @@ def test_what_a_wide_network_keeps_is_what_it_would_recompute(output, precision)
     assert torch.equal(y, fused_mlp(x, flat, spec, precision=precision))
     given = (numbers(130, spec.outputs, seed=3).float(), x, flat, numbers_of_spec, bf16, True, True)
     pairs = zip(
-        torch.ops.polyfield.fused_mlp_backward(*given, kept), torch.ops.polyfield.fused_mlp_backward(*given), strict=True
+        torch.ops.polyfield.fused_mlp_backward(*given, kept),
+        torch.ops.polyfield.fused_mlp_backward(*given),
+        strict=True,
     )
     assert all(torch.equal(a, b) for a, b in pairs)
 
