@@ -118,8 +118,6 @@ template <class P> class MlpState {
     hidden_ = shape.hidden;
     skip_ = shape.skip;
     extra_ = skip_ ? inputs : 0;
-    distant_ = kept != nullptr;
-    slopes_ = keeps_slope(shape.hidden_activation);
     at_ = kept ? kept : kept_.reserve(rows_ * mlp_kept_columns(shape));
     tiles_.reserve(3 * kTileRows * widest);
     if (P::kPack > 1) operands_.reserve(2 * kTileRows / P::kPack * widest);
@@ -132,16 +130,6 @@ template <class P> class MlpState {
   }
   i64 stride(i64 layer) const { return layer + 1 == skip_ ? width_ + extra_ : width_; }
   Stored* slope(i64 layer, i64 row) { return at_ + rows_ * ((hidden_ + layer) * width_ + extra_) + row * width_; }
-  // Starts to fetch what the caller keeps of a layer into the L2 cache: products touch it in strides of rows, which the
-  // processor does not foresee (a third of backward's time, measured at width 256).
-  void prefetch(i64 layer) {
-    if (!distant_ || layer < 0) return;
-    const auto fetch = [](const Stored* from, i64 count) {
-      for (i64 k = 0; k < count; k += 64 / i64(sizeof(Stored))) __builtin_prefetch(from + k, 0, 2);
-    };
-    fetch(value(layer, 0), rows_ * stride(layer));
-    if (slopes_) fetch(slope(layer, 0), rows_ * width_);
-  }
   Stored* tile(i64 k) { return tiles_.data + k * tile_; }  // 0: rounded inputs; 1, 2: activations, or gradients
   typename P::Operand* operands(i64 k) { return operands_.data + k * (tile_ / P::kPack); }
   typename P::Scalar* skipped() {
@@ -150,7 +138,6 @@ template <class P> class MlpState {
 
  private:
   i64 rows_ = 0, width_ = 0, hidden_ = 0, skip_ = 0, extra_ = 0, tile_ = 0;
-  bool distant_ = false, slopes_ = false;
   Stored* at_ = nullptr;
   Scratch<Stored> kept_, tiles_;
   Scratch<typename P::Operand> operands_;
@@ -269,9 +256,7 @@ void backward_tile(const MlpWeights<P>& weights, MlpState<P>& state, const typen
   i64 ldd = strides.y_stride, ldx = strides.x_stride;
   const typename P::Stored* d = stored_rows<P>(dy, ldd, shape.padded_outputs(), state.tile(2));
   const typename P::Stored* first = stored_rows<P>(x, ldx, inputs, state.tile(0));
-  state.prefetch(shape.hidden - 1);
   for (i64 l = shape.hidden; l >= 0; --l) {
-    state.prefetch(l - 2);
     const i64 outputs = shape.layer_outputs(l), steps = weights.steps_of(outputs);
     const i64 columns = l ? state.stride(l - 1) : inputs;
     if (gradient) {

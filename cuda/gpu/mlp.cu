@@ -1,6 +1,7 @@
 // The fused MLP on tensor cores, bfloat16 with float32 sums: a warp takes 16 or 32 rows through all layers in
 // registers, since the sums of one layer are the A operand of the next (mma.h). After Mueller et al. 2021 (arXiv
-// 2106.12372, section 4). 256 columns are too many for that: there a block shares 64 rows.
+// 2106.12372, section 4). 256 columns are too many for that: there, and with a skip
+// connection, a block shares 64 rows.
 //
 // Weights are first packed into the order in which lanes read them as B operands, for both directions; they stay in
 // the L1 cache, which is as fast as shared memory. The backward pass runs the network again, and leaves activations and
@@ -140,13 +141,6 @@ __device__ void hidden_layers(const MlpShape& shape, const Matrix& x, const Oper
     } else {
 #pragma unroll
       for (int k = 0; k < Width / 16; ++k) sums.add(h.values[k], k, layer);
-    }
-    if (l > 0 && l == shape.skip) {
-      for (i64 k = 0; k < shape.padded_inputs() / 16; ++k) {
-        OperandA a[Tiles];
-        for (int m = 0; m < Tiles; ++m) a[m] = x.operand(tile + m, k);
-        sums.add(a, Width / 16 + k, layer);
-      }
     }
     const float* bias = shape.bias ? parameters + shape.flat_offset(l) + Width * shape.layer_inputs(l) : nullptr;
     activate<Width, Tiles, Keep>(sums, shape.hidden_activation, bias, h, keeper.layer(l));
@@ -316,7 +310,6 @@ __device__ void mlp_backward(const MlpShape& shape, const Matrix& x, const Opera
     float sums[4] = {};
 #pragma unroll
     for (int k = 0; k < Width / 16; ++k) multiply_add(sums, h.values[k][0], layer.at(k, block));
-    if (shape.skip) add_skipped(shape, packed, scratch, tile, block, sums);
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
       const i64 row = 16 * tile + sum_row(j), column = sum_column(block, j);
@@ -325,8 +318,9 @@ __device__ void mlp_backward(const MlpShape& shape, const Matrix& x, const Opera
   }
 }
 
-// ---- 256 columns. A block takes 64 rows through all layers: their activations lie in shared memory as A operands,
-// every warp makes 32 of the columns. A layer's weights are so read once per block, without repetition by its warps.
+// ---- 256 columns, or a skip connection at any width. A block takes 64 rows through all layers: their activations lie
+// in shared memory as A operands, every warp makes 32 of 256 columns, 16 (or none) of fewer. A layer's weights are so
+// read once per block, without repetition by its warps.
 
 constexpr int kWideTiles = 4, kWideDepth = 16;            // tiles of 16 rows, k tiles of the 256 columns
 constexpr int kWideWarps = kThreads / kWarp;              // of a block
@@ -338,6 +332,16 @@ struct WideRows {
 
 __device__ __forceinline__ int warp_of_block() { return int(threadIdx.x) / kWarp; }
 __device__ __forceinline__ i64 first_wide_tile() { return i64(blockIdx.x) * kWideTiles; }
+
+// The k tiles of a hidden layer that this warp makes.
+struct WideShare {
+  int first, count;
+  __device__ explicit WideShare(const MlpShape& shape) {
+    const int all = int(shape.width / 16), each = all > kWideWarps ? all / kWideWarps : 1;
+    first = each * warp_of_block();
+    count = first < all ? each : 0;
+  }
+};
 
 // Calls body(tile, k) of kWideTiles x depth, shared among the warps of the block.
 template <class Body> __device__ __forceinline__ void for_wide_tiles(i64 depth, const Body& body) {
@@ -352,15 +356,16 @@ struct WideSums {
         for (int j = 0; j < 4; ++j) values[m][n][j] = 0.0f;
   }
   // The first `depth` k tiles of the rows times those of the layer from `first` on, this warp's columns.
-  __device__ void add(const WideRows& rows, i64 depth, const PackedLayer& layer, i64 first) {
-    const int block = kWideBlocks * warp_of_block();
+  __device__ void add(const WideRows& rows, i64 depth, const PackedLayer& layer, i64 first, const WideShare& share) {
+    if (!share.count) return;
     for (i64 k = 0; k < depth; ++k) {
       OperandA a[kWideTiles];
 #pragma unroll
       for (int m = 0; m < kWideTiles; ++m) a[m] = rows.operands[m][k][lane_number()];
 #pragma unroll
       for (int n = 0; n < kWideBlocks; ++n) {
-        const OperandB b = layer.at(first + k, block + n);
+        if (n >= 2 * share.count) break;
+        const OperandB b = layer.at(first + k, 2 * share.first + n);
 #pragma unroll
         for (int m = 0; m < kWideTiles; ++m) multiply_add(values[m][n], a[m], b);
       }
@@ -371,12 +376,13 @@ struct WideSums {
 // The hidden layers; activations of the last are left in `rows`. Everything is kept in `scratch`, unless null.
 __device__ inline void wide_hidden_layers(const MlpShape& shape, const Matrix& x, const OperandB* packed,
                                           const float* parameters, WideRows& rows, const Scratch* scratch) {
-  const i64 tile = first_wide_tile(), inputs = shape.padded_inputs() / 16;
+  const i64 tile = first_wide_tile(), inputs = shape.padded_inputs() / 16, own = shape.width / 16;
+  const WideShare share(shape);
   WideSums sums;
   for (i64 l = 0; l < shape.hidden; ++l) {
     const PackedLayer layer = forward_layer(shape, packed, l);
     sums.clear();
-    if (l > 0) sums.add(rows, kWideDepth, layer, 0);
+    if (l > 0) sums.add(rows, own, layer, 0, share);
     for (i64 first = 0; (l == 0 || l == shape.skip) && first < inputs; first += kWideDepth) {
       const i64 depth = min_of(i64(kWideDepth), inputs - first);
       __syncthreads();
@@ -387,7 +393,7 @@ __device__ inline void wide_hidden_layers(const MlpShape& shape, const Matrix& x
           scratch->values(tile + m, 0)[(first + k) * kWarp + lane_number()] = a;
       });
       __syncthreads();
-      sums.add(rows, depth, layer, (l ? kWideDepth : 0) + first);
+      sums.add(rows, depth, layer, (l ? own : 0) + first, share);
     }
     __syncthreads();
     const float* bias = shape.bias ? parameters + shape.flat_offset(l) + shape.width * shape.layer_inputs(l) : nullptr;
@@ -395,7 +401,8 @@ __device__ inline void wide_hidden_layers(const MlpShape& shape, const Matrix& x
     for (int m = 0; m < kWideTiles; ++m)
 #pragma unroll
       for (int half = 0; half < kWideBlocks / 2; ++half) {
-        const int k = kWideBlocks / 2 * warp_of_block() + half;
+        if (half >= share.count) break;
+        const int k = share.first + half;
         float values[2][4], slopes[2][4];
 #pragma unroll
         for (int side = 0; side < 2; ++side)
@@ -417,11 +424,10 @@ __device__ inline void wide_hidden_layers(const MlpShape& shape, const Matrix& x
   }
 }
 
-// sums += row tile m of `rows` times one block of columns of a layer of 256 inputs.
-__device__ inline void add_wide_block(const WideRows& rows, int m, const PackedLayer& layer, i64 block,
+// sums += the first `depth` k tiles of row tile m of `rows` times one block of columns of a layer.
+__device__ inline void add_wide_block(const WideRows& rows, int m, i64 depth, const PackedLayer& layer, i64 block,
                                       float (&sums)[4]) {
-#pragma unroll 4
-  for (int k = 0; k < kWideDepth; ++k) multiply_add(sums, rows.operands[m][k][lane_number()], layer.at(k, block));
+  for (i64 k = 0; k < depth; ++k) multiply_add(sums, rows.operands[m][k][lane_number()], layer.at(k, block));
 }
 
 // One block of columns of the outputs of row tile m, after bias and activation.
@@ -432,7 +438,7 @@ __device__ inline void wide_output_block(const MlpShape& shape, const OperandB* 
     const i64 column = sum_column(block, j);
     out[j] = shape.bias && column < shape.outputs ? bias[column] : 0.0f;
   }
-  add_wide_block(rows, m, forward_layer(shape, packed, shape.hidden), block, out);
+  add_wide_block(rows, m, shape.width / 16, forward_layer(shape, packed, shape.hidden), block, out);
   for (int j = 0; j < 4; ++j) out[j] = output_activation(shape.output_activation, out[j]);
 }
 
@@ -474,7 +480,8 @@ __device__ inline void wide_output_deltas(const MlpShape& shape, const OperandB*
 __device__ inline void wide_backward(const MlpShape& shape, const Matrix& x, const OperandB* packed,
                                      const float* parameters, const Matrix& dy, float* dx, const Scratch& scratch) {
   __shared__ WideRows rows;
-  const i64 tile = first_wide_tile();
+  const i64 tile = first_wide_tile(), own = shape.width / 16;
+  const WideShare share(shape);
   if (16 * tile >= x.rows) return;
   wide_hidden_layers(shape, x, packed, parameters, rows, &scratch);
   wide_output_deltas(shape, packed, parameters, dy, rows, scratch);
@@ -489,7 +496,7 @@ __device__ inline void wide_backward(const MlpShape& shape, const Matrix& x, con
             scratch.deltas(tile + m, shape.hidden)[(first + k) * kWarp + lane_number()];
     });
     __syncthreads();
-    gradient.add(rows, depth, backward_layer(shape, packed, shape.hidden), first);
+    gradient.add(rows, depth, backward_layer(shape, packed, shape.hidden), first, share);
   }
   for (i64 l = shape.hidden - 1; l >= 0; --l) {
     __syncthreads();
@@ -497,8 +504,8 @@ __device__ inline void wide_backward(const MlpShape& shape, const Matrix& x, con
     for (int m = 0; m < kWideTiles; ++m)
 #pragma unroll
       for (int half = 0; half < kWideBlocks / 2; ++half) {
-        if (tile + m >= scratch.tiles) continue;
-        const int k = kWideBlocks / 2 * warp_of_block() + half;
+        if (tile + m >= scratch.tiles || half >= share.count) break;
+        const int k = share.first + half;
         const Kept kept{scratch.values(tile + m, l + 1), scratch.slopes(tile + m, l)};
         const OperandA delta =
             chained(gradient.values[m][2 * half], gradient.values[m][2 * half + 1], shape.hidden_activation, kept, k);
@@ -508,13 +515,13 @@ __device__ inline void wide_backward(const MlpShape& shape, const Matrix& x, con
     __syncthreads();
     if (l == 0) break;
     gradient.clear();
-    gradient.add(rows, kWideDepth, backward_layer(shape, packed, l), 0);
+    gradient.add(rows, own, backward_layer(shape, packed, l), 0, share);
   }
   if (!dx) return;
   for_wide_tiles((shape.inputs + 7) / 8, [&](int m, i64 block) {
     if (tile + m >= scratch.tiles) return;
     float sums[4] = {};
-    add_wide_block(rows, m, backward_layer(shape, packed, 0), block, sums);
+    add_wide_block(rows, m, own, backward_layer(shape, packed, 0), block, sums);
     if (shape.skip) add_skipped(shape, packed, scratch, tile + m, block, sums);
     for (int j = 0; j < 4; ++j) {
       const i64 row = 16 * (tile + m) + sum_row(j), column = sum_column(block, j);
@@ -609,7 +616,7 @@ PF_MLP(16, mlp_forward<16>, mlp_backward<16>)
 PF_MLP(32, mlp_forward<32>, mlp_backward<32>)
 PF_MLP(64, mlp_forward<64>, mlp_backward<64>)
 PF_MLP(128, mlp_forward<128>, mlp_backward<128>)
-PF_MLP(256, wide_forward, wide_backward)
+PF_MLP(wide, wide_forward, wide_backward)
 
 // partials (slots, padded parameters): a warp each (slot, layer, 16 outputs, 64 inputs); `tasks` of them a slot.
 PF_KERNEL(pf_mlp_weight_gradient_bf16,

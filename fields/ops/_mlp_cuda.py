@@ -25,6 +25,8 @@ class TensorCoreNetwork:
     def __init__(self, parameters: Tensor, spec: MlpSpec, numbers: list[int]) -> None:
         """Args: parameters: (P,) float32. numbers: the spec as `shape_numbers` gives it."""
         self.parameters, self.numbers, self.spec = parameters, numbers, spec
+        # "wide" kernels share 64 rows among the 8 warps of a block
+        self.kind = "wide" if spec.width > 128 or spec.skip else str(spec.width)
         count = sum(_padded(out) * _padded(size) for out, size in self.spec.layer_shapes)
         self.packed = parameters.new_empty(2 * count, dtype=torch.bfloat16)
 
@@ -35,10 +37,10 @@ class TensorCoreNetwork:
 
     def forward(self, x: Tensor, y: Tensor, rows: _cuda.Held | None = None) -> _cuda.Launch:
         """y (N, outputs) of x (N, inputs); of the first `rows` of them where given."""
-        each = {128: 16, 256: 8}.get(self.spec.width, 32)  # rows of a warp; at 256 a block of 8 warps shares 64
+        each = 8 if self.kind == "wide" else 16 if self.spec.width == 128 else 32  # rows of a warp
         grid = _cuda.one_thread_each(32 * -(-x.shape[0] // each))
         arguments = (x, self.parameters, self.packed, y, x.shape[0] if rows is None else rows, *self.numbers)
-        return _cuda.Launch(f"pf_mlp_forward_bf16_{self.spec.width}", grid, arguments)
+        return _cuda.Launch(f"pf_mlp_forward_bf16_{self.kind}", grid, arguments)
 
     def backward(
         self, x: Tensor, grad: Tensor, x_grad: Tensor | None, gradient: Tensor | None, rows: _cuda.Held | None = None
@@ -50,9 +52,9 @@ class TensorCoreNetwork:
         columns += spec.width * spec.hidden_layers * (spec.hidden_activation in ("softplus", "sine"))  # slopes
         scratch = x.new_empty(16 * tiles * columns, dtype=torch.bfloat16)
         count = x.shape[0] if rows is None else rows
-        grid = _cuda.one_thread_each(32 * (2 if spec.width == 256 else 1) * tiles)
+        grid = _cuda.one_thread_each(32 * (2 if self.kind == "wide" else 1) * tiles)
         given = (x, self.parameters, self.packed, grad, x_grad, scratch, count, *self.numbers)
-        back = _cuda.Launch(f"pf_mlp_backward_bf16_{spec.width}", grid, given)
+        back = _cuda.Launch(f"pf_mlp_backward_bf16_{self.kind}", grid, given)
         if gradient is None:
             return [back]
         slots = max(1, min(256, tiles // 16))
