@@ -68,8 +68,9 @@ def encodings(n: int, dtype: torch.dtype) -> None:
 def networks(n: int) -> None:
     x = torch.rand(n, 3).requires_grad_()
     for width in WIDTHS:
+        skip = 1 if width == max(WIDTHS) else None
         net = MlpSpec(
-            inputs=3, outputs=5, width=width, hidden_layers=2, skip=1, hidden_activation="softplus", bias=True
+            inputs=3, outputs=5, width=width, hidden_layers=2, skip=skip, hidden_activation="softplus", bias=True
         )
         weights = initial_parameters(net).to(x.device).requires_grad_()
         fused_mlp(x, weights, net, precision="bf16").sum().backward()
