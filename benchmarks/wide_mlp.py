@@ -23,6 +23,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch._dynamo
 from machine import facts
 from probes import Probes
 from quiet import Watch, accept, demand_quiet
@@ -214,6 +215,7 @@ def main() -> int:
     parser.add_argument("--gates-only", action="store_true", help="check gradients, time nothing")
     options = parser.parse_args()
     torch.manual_seed(0)
+    torch._dynamo.config.recompile_limit = 16  # one graph for each precision, thread count, and with gradients or not
     spec = MlpSpec(inputs=63, outputs=16, width=256, hidden_layers=8, skip=options.skip or None)
     counts = sorted({1, torch.get_num_threads()})
     gates = check_gates(spec)
