@@ -1,8 +1,10 @@
 // The operators of the fused MLP: forward, backward, and value with Jacobian (three tangents) with its backward.
 //
-// Rows are cut into tiles of 48. Backward recomputes each tile's forward, so that no activation ever leaves the cache.
-// Weight gradients are summed in a number of slots that depends on the row count only, each slot a contiguous range of
-// tiles, and the slots are added in order: results do not depend on the thread count.
+// Rows are cut into tiles of 48. Backward recomputes each tile's forward, so that no activation ever leaves the cache;
+// or it reads what the forward pass kept, tile after tile as MlpState lays it out: for wide networks the arithmetic
+// that this saves costs more than the memory traffic.
+// Weight gradients are summed in a number of slots that depends on the row count and the shape only, each slot a
+// contiguous range of tiles, and the slots are added in order: results do not depend on the thread count.
 #include <type_traits>
 
 #include "api.h"
@@ -22,6 +24,13 @@ template <class T> using PlainOf = std::conditional_t<std::is_same_v<T, double>,
 template <class T> struct Workspace {  // one thread's tiles in the caller's scalars
   Scratch<T> x, y, dy, dx;
 };
+
+// How many partial gradients. Clearing, filling from DRAM and adding those of a wide network (2 MiB) takes as long as 2
+// of its tiles, so there are few of them; a power of two, since all take equally long.
+i64 slots_of(const MlpShape& shape, i64 tiles) {
+  if (shape.width <= 128 || tiles >= 64 * kSlots) return min_of(kSlots, tiles);
+  return min_of(i64(16), (tiles + 3) / 4);
+}
 
 // Copies `count` rows of `columns` into a zero-padded tile of `tile_rows` x `padded`; rows lie `stride` apart.
 template <class T>
@@ -52,21 +61,29 @@ template <class P> MlpWeights<P>& packed_weights(const MlpShape& shape, const ty
   return weights;
 }
 
+template <class P> typename P::Stored* tile_kept(void* kept, const MlpShape& shape, i64 tile) {
+  return kept ? static_cast<typename P::Stored*>(kept) + tile * kTileRows * mlp_kept_columns(shape) : nullptr;
+}
+
+// `kept`: what backward would recompute, tiles x kTileRows x mlp_kept_columns, or null.
 template <class P>
-void forward(const typename P::Scalar* x, const typename P::Scalar* parameters, typename P::Scalar* y, i64 rows,
-             const MlpShape& shape, i64 threads) {
+void forward(const typename P::Scalar* x, const typename P::Scalar* parameters, typename P::Scalar* y, void* kept,
+             i64 rows, const MlpShape& shape, i64 threads) {
   using T = typename P::Scalar;
   const MlpWeights<P>& weights = packed_weights<P>(shape, parameters);
   parallel_chunks(threads, rows, kChunkTiles * kTileRows, [&](i64 begin, i64 end) {
     thread_local MlpState<P> state;
     thread_local Workspace<T> work;
-    state.reserve(shape, kTileRows);
     for (i64 r = begin; r < end; r += kTileRows) {
+      state.reserve(shape, kTileRows, tile_kept<P>(kept, shape, r / kTileRows));
       const i64 count = min_of(kTileRows, end - r);
       const T* tile = tile_of(x + r * shape.inputs, count, shape.inputs, shape.padded_inputs(), work.x);
       const bool direct = count == kTileRows && shape.outputs == shape.padded_outputs();
       T* out = direct ? y + r * shape.outputs : work.y.reserve(kTileRows * shape.padded_outputs());
-      mlp_infer(weights, state, tile, out, kTileRows);
+      if (kept)
+        mlp_forward(weights, state, tile, out, 0, kTileRows);
+      else
+        mlp_infer(weights, state, tile, out, kTileRows);
       mlp_output_activation(shape, out, count);
       if (!direct) store_rows(y + r * shape.outputs, shape.outputs, count, shape.outputs, out, shape.padded_outputs());
     }
@@ -77,7 +94,7 @@ void forward(const typename P::Scalar* x, const typename P::Scalar* parameters, 
 // flat `gradient` (set, not added to). With a null gradient body gets null.
 template <class T, class Body>
 void for_tiles_with_gradient(i64 tiles, const MlpShape& shape, T* gradient, i64 threads, const Body& body) {
-  const i64 slots = min_of(kSlots, tiles), size = mlp_gradient_size(shape);
+  const i64 slots = slots_of(shape, tiles), size = mlp_gradient_size(shape);
   thread_local Scratch<T> scratch;
   T* partial = gradient ? scratch.reserve(max_of(slots, i64(1)) * size) : nullptr;
   parallel_for(threads, slots, [&](i64 slot) {
@@ -97,19 +114,23 @@ void for_tiles_with_gradient(i64 tiles, const MlpShape& shape, T* gradient, i64 
 
 template <class P>
 void backward(const typename P::Scalar* x, const typename P::Scalar* parameters, const typename P::Scalar* dy,
-              typename P::Scalar* dx, typename P::Scalar* gradient, i64 rows, const MlpShape& shape, i64 threads) {
+              typename P::Scalar* dx, typename P::Scalar* gradient, void* kept, i64 rows, const MlpShape& shape,
+              i64 threads) {
   using T = typename P::Scalar;
   const MlpWeights<P>& weights = packed_weights<P>(shape, parameters);
   const i64 inputs = shape.inputs, padded = shape.padded_inputs(), tiles = (rows + kTileRows - 1) / kTileRows;
   for_tiles_with_gradient(tiles, shape, gradient, threads, [&](i64 tile, T* sum) {
     thread_local MlpState<P> state;
     thread_local Workspace<T> work;
-    state.reserve(shape, kTileRows);
+    state.reserve(shape, kTileRows, tile_kept<P>(kept, shape, tile));
     const i64 r = tile * kTileRows, count = min_of(kTileRows, rows - r);
     const T* rows_x = tile_of(x + r * inputs, count, inputs, padded, work.x);
     T* out = work.y.reserve(kTileRows * shape.padded_outputs());
     T* d = work.dy.reserve(kTileRows * shape.padded_outputs());
-    mlp_forward(weights, state, rows_x, out, 0, kTileRows);
+    if (!kept)
+      mlp_forward(weights, state, rows_x, out, 0, kTileRows);
+    else if (shape.output_activation != kOutputNone)
+      mlp_last_layer(weights, state, out, 0, kTileRows);
     mlp_output_activation(shape, out, count);
     load_rows(dy + r * shape.outputs, shape.outputs, count, shape.outputs, d, shape.padded_outputs());
     mlp_output_activation_backward(shape, out, d, count);
@@ -124,17 +145,20 @@ void backward(const typename P::Scalar* x, const typename P::Scalar* parameters,
 // the network is one call over 192 rows, and only the passes over activations couple the blocks.
 
 template <class T> struct Stack {
-  Scratch<T> input, output, gradient[2], value[kMlpMaxHidden], slope[kMlpMaxHidden];
+  Scratch<T> input, output, gradient[2], skipped, value[kMlpMaxHidden], slope[kMlpMaxHidden];
 
   void reserve(const MlpShape& shape) {
     input.reserve(kStacked * shape.padded_inputs());
     output.reserve(kStacked * shape.padded_outputs());
     for (auto& g : gradient) g.reserve(kStacked * max_of(shape.width, shape.padded_inputs()));
+    if (shape.skip) skipped.reserve(kStacked * shape.padded_inputs());  // gradient by the skip connection
     for (i64 l = 0; l < shape.hidden; ++l) {
-      value[l].reserve(kStacked * shape.width);  // f(z), then f'(z) times the tangents of z
-      slope[l].reserve(kStacked * shape.width);  // f'(z), then the tangents of z
+      value[l].reserve(kStacked * stride(shape, l));  // f(z), then f'(z) times the tangents of z
+      slope[l].reserve(kStacked * shape.width);       // f'(z), then the tangents of z
     }
   }
+  // Of value[l]: the activations, and behind them the inputs where the next layer is given them.
+  static i64 stride(const MlpShape& shape, i64 l) { return MlpShape::padded(shape.layer_inputs(l + 1)); }
 };
 
 template <class T>
@@ -154,28 +178,27 @@ void store_stack(T* rows, T* tangents, i64 r, i64 count, i64 columns, const T* t
 }
 
 // slope holds the sums of a layer without bias; afterwards value and slope hold what Stack says.
-template <int Activation, class T> void activate_stack(T* value, T* slope, const T* bias, i64 width) {
+template <int Activation, class T> void activate_stack(T* value, i64 ldv, T* slope, const T* bias, i64 width) {
   for (i64 r = 0; r < kTileRows; ++r)
     for (i64 c = 0; c < width; c += kLanes<T>) {
       const i64 at = r * width + c;
       Vec<T> f, d, z = load(slope + at);
       if (bias) z += load(bias + c);
       activate<Activation>(z, f, d);
-      store<T>(value + at, f);
+      store<T>(value + r * ldv + c, f);
       store<T>(slope + at, d);
-      for (i64 k = 1; k < kBlocks; ++k) {
-        const i64 tangent = at + k * kTileRows * width;
-        store<T>(value + tangent, d * load(slope + tangent));
-      }
+      for (i64 k = 1; k < kBlocks; ++k)
+        store<T>(value + (k * kTileRows + r) * ldv + c, d * load(slope + at + k * kTileRows * width));
     }
 }
 
 // g: gradients of the stacked activations, turned into gradients of the stacked sums.
-template <int Activation, class T> void activate_stack_backward(const T* value, const T* slope, T* g, i64 width) {
+template <int Activation, class T>
+void activate_stack_backward(const T* value, i64 ldv, const T* slope, T* g, i64 width) {
   for (i64 r = 0; r < kTileRows; ++r)
     for (i64 c = 0; c < width; c += kLanes<T>) {
       const i64 at = r * width + c;
-      const Vec<T> f = load(value + at), d = load(slope + at);
+      const Vec<T> f = load(value + r * ldv + c), d = load(slope + at);
       Vec<T> coupled{};
       for (i64 k = 1; k < kBlocks; ++k) {
         const i64 tangent = at + k * kTileRows * width;
@@ -200,10 +223,14 @@ template <class P> void forward_stack(const MlpWeights<P>& weights, Stack<typena
     T *value = stack.value[l].data, *slope = stack.slope[l].data;
     multiply<P>(input, ld, kStacked, weights.forward(l), width, width, shape.layer_inputs(l), nullptr,
                 StoreScalar<P>{slope, width});
-    with_activation(shape.hidden_activation,
-                    [&](auto tag) { activate_stack<decltype(tag)::value>(value, slope, weights.bias(l), width); });
+    const i64 stride = stack.stride(shape, l);
+    with_activation(shape.hidden_activation, [&](auto tag) {
+      activate_stack<decltype(tag)::value>(value, stride, slope, weights.bias(l), width);
+    });
+    if (shape.skip && l + 1 == shape.skip)
+      append_rows(stack.input.data, shape.padded_inputs(), kStacked, shape.padded_inputs(), value, width);
     input = value;
-    ld = width;
+    ld = stride;
   }
   T* out = stack.output.data;
   multiply<P>(input, ld, kStacked, weights.forward(last), outputs, outputs, width, nullptr,
@@ -220,9 +247,10 @@ void backward_stack(const MlpWeights<P>& weights, Stack<typename P::Scalar>& sta
   const MlpShape& shape = weights.shape();
   static thread_local MlpState<P> unused;  // plain precisions interleave nothing
   const T* d = stack.output.data;
+  const i64 width = shape.width, inputs = shape.padded_inputs();
   i64 ld = shape.padded_outputs();
   for (i64 l = shape.hidden; l >= 0; --l) {
-    const i64 outputs = shape.layer_outputs(l), columns = l ? shape.width : shape.padded_inputs();
+    const i64 outputs = shape.layer_outputs(l), columns = l ? stack.stride(shape, l - 1) : inputs;
     if (gradient) {
       T* weight = gradient + shape.padded_offset(l);
       add_weight_gradient<P>(unused, d, ld, outputs, l ? stack.value[l - 1].data : stack.input.data, columns, columns,
@@ -230,14 +258,23 @@ void backward_stack(const MlpWeights<P>& weights, Stack<typename P::Scalar>& sta
       if (shape.bias) add_bias_gradient<P>(d, ld, outputs, kTileRows, weight + MlpShape::padded(outputs) * columns);
     }
     T* next = stack.gradient[l & 1].data;
-    multiply<P>(d, ld, kStacked, weights.backward(l), columns, columns, outputs, nullptr,
-                StoreScalar<P>{next, columns});
+    auto into = [&](auto sink) {
+      multiply<P>(d, ld, kStacked, weights.backward(l), columns, columns, outputs, nullptr, sink);
+    };
+    const i64 next_ld = l ? width : inputs;
+    if (shape.skip && l == shape.skip)
+      into(StoreSplit<P, StoreScalar<P>>{{next, width}, width, stack.skipped.data, inputs});
+    else if (shape.skip && l == 0)
+      into(StoreTotal<P>{next, inputs, stack.skipped.data, inputs});
+    else
+      into(StoreScalar<P>{next, next_ld});
     if (l)
       with_activation(shape.hidden_activation, [&](auto tag) {
-        activate_stack_backward<decltype(tag)::value>(stack.value[l - 1].data, stack.slope[l - 1].data, next, columns);
+        activate_stack_backward<decltype(tag)::value>(stack.value[l - 1].data, columns, stack.slope[l - 1].data, next,
+                                                      width);
       });
     d = next;
-    ld = columns;
+    ld = next_ld;
   }
 }
 
@@ -278,19 +315,26 @@ void jacobian_backward(const T* x, const T* tangents, const T* parameters, const
 
 using namespace polyfield;
 
-#define SHAPE_ARGUMENTS \
-  i64 inputs, i64 outputs, i64 width, i64 hidden, i64 hidden_activation, i64 output_activation, i64 bias, i64 threads
+#define SHAPE_ARGUMENTS                                                                                             \
+  i64 inputs, i64 outputs, i64 width, i64 hidden, i64 hidden_activation, i64 output_activation, i64 bias, i64 skip, \
+      i64 threads
 #define SHAPE \
-  MlpShape { inputs, outputs, width, hidden, hidden_activation, output_activation, bias }
+  MlpShape { inputs, outputs, width, hidden, hidden_activation, output_activation, bias, skip }
 
-// x (rows, inputs), parameters (parameter_count), y and dy (rows, outputs); dx and gradient may be null.
-#define DEFINE_MLP(SUFFIX, P, T)                                                                                \
-  PF_API void pf_fused_mlp_forward_##SUFFIX(const T* x, const T* parameters, T* y, i64 rows, SHAPE_ARGUMENTS) { \
-    forward<P>(x, parameters, y, rows, SHAPE, threads);                                                         \
-  }                                                                                                             \
-  PF_API void pf_fused_mlp_backward_##SUFFIX(const T* x, const T* parameters, const T* dy, T* dx, T* gradient,  \
-                                             i64 rows, SHAPE_ARGUMENTS) {                                       \
-    backward<P>(x, parameters, dy, dx, gradient, rows, SHAPE, threads);                                         \
+// x (rows, inputs), parameters (parameter_count), y and dy (rows, outputs); dx and gradient may be null, and `kept`,
+// of so many bytes, which holds what the forward pass leaves for the backward pass.
+#define DEFINE_MLP(SUFFIX, P, T)                                                                               \
+  PF_API i64 pf_fused_mlp_kept_bytes_##SUFFIX(i64 rows, SHAPE_ARGUMENTS) {                                     \
+    (void)threads;                                                                                             \
+    return (rows + kTileRows - 1) / kTileRows * kTileRows * mlp_kept_columns(SHAPE) * i64(sizeof(P::Stored));  \
+  }                                                                                                            \
+  PF_API void pf_fused_mlp_forward_##SUFFIX(const T* x, const T* parameters, T* y, void* kept, i64 rows,       \
+                                            SHAPE_ARGUMENTS) {                                                 \
+    forward<P>(x, parameters, y, kept, rows, SHAPE, threads);                                                  \
+  }                                                                                                            \
+  PF_API void pf_fused_mlp_backward_##SUFFIX(const T* x, const T* parameters, const T* dy, T* dx, T* gradient, \
+                                             void* kept, i64 rows, SHAPE_ARGUMENTS) {                          \
+    backward<P>(x, parameters, dy, dx, gradient, kept, rows, SHAPE, threads);                                  \
   }
 DEFINE_MLP(f32, F32, float)
 DEFINE_MLP(f64, F64, double)

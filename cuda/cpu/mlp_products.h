@@ -263,12 +263,12 @@ template <class P> struct StoreScalar {
 template <class P, int Activation> struct StoreActivated {
   static constexpr bool kHeavy = Activation == kHiddenSoftplus || Activation == kHiddenSine;
   typename P::Stored *value, *slope;
-  i64 ld;
+  i64 ld, slope_ld;
   PF_INLINE void operator()(i64 row, i64 column, VecOf<P> sum) const {
     VecOf<P> f, d;
     activate<Activation>(sum, f, d);
     P::store_stored(value + row * ld + column, f);
-    if (kHeavy && slope) P::store_stored(slope + row * ld + column, d);
+    if (kHeavy && slope) P::store_stored(slope + row * slope_ld + column, d);
   }
 };
 
@@ -277,11 +277,39 @@ template <class P, int Activation> struct StoreGradient {
   static constexpr bool kHeavy = false;
   typename P::Stored* to;
   const typename P::Stored* kept;
+  i64 ld, kept_ld;
+  PF_INLINE void operator()(i64 row, i64 column, VecOf<P> sum) const {
+    if constexpr (Activation == kHiddenRelu)
+      sum = P::load_stored(kept + row * kept_ld + column) <= 0 ? VecOf<P>{} : sum;
+    if constexpr (Activation == kHiddenSoftplus) sum = sum * P::load_stored(kept + row * kept_ld + column);
+    P::store_stored(to + row * ld + column, sum);
+  }
+};
+
+// Backward of a layer with a skip connection: the first `width` columns go to `inner`, the network inputs' to `to`.
+template <class P, class Inner> struct StoreSplit {
+  static constexpr bool kHeavy = false;
+  Inner inner;
+  i64 width;
+  typename P::Scalar* to;
   i64 ld;
   PF_INLINE void operator()(i64 row, i64 column, VecOf<P> sum) const {
-    if constexpr (Activation == kHiddenRelu) sum = P::load_stored(kept + row * ld + column) <= 0 ? VecOf<P>{} : sum;
-    if constexpr (Activation == kHiddenSoftplus) sum = sum * P::load_stored(kept + row * ld + column);
-    P::store_stored(to + row * ld + column, sum);
+    if (column < width)
+      inner(row, column, sum);
+    else
+      store<typename P::Scalar>(to + row * ld + (column - width), sum);
+  }
+};
+
+// The sum and what a skip connection brought.
+template <class P> struct StoreTotal {
+  static constexpr bool kHeavy = false;
+  typename P::Scalar* to;
+  i64 ld;
+  const typename P::Scalar* more;
+  i64 more_ld;
+  PF_INLINE void operator()(i64 row, i64 column, VecOf<P> sum) const {
+    store<typename P::Scalar>(to + row * ld + column, sum + load(more + row * more_ld + column));
   }
 };
 

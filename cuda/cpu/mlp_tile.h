@@ -96,30 +96,52 @@ template <class P> class MlpWeights {
   }
 };
 
-// One thread's kept activations for a group of up to `rows` rows, and the temporaries of one tile.
+// How many activations, and slopes where the activation needs them, are kept of one row.
+inline i64 mlp_kept_columns(const MlpShape& shape) {
+  const i64 slopes = keeps_slope(shape.hidden_activation) ? shape.hidden * shape.width : 0;
+  return shape.hidden * shape.width + (shape.skip ? shape.padded_inputs() : 0) + slopes;
+}
+
+// One thread's kept activations for a group of up to `rows` rows, and the temporaries of one tile. What enters the
+// layer with a skip connection is kept as one row [activations | inputs], so that it is a layer like all others.
 template <class P> class MlpState {
  public:
   using Stored = typename P::Stored;
 
-  void reserve(const MlpShape& shape, i64 rows) {
-    const i64 widest = max_of(shape.width, max_of(shape.padded_inputs(), shape.padded_outputs()));
+  // Activations are kept here, or in the caller's `kept`, mlp_kept_columns x rows; rows is then a multiple of
+  // kTileRows.
+  void reserve(const MlpShape& shape, i64 rows, Stored* kept = nullptr) {
+    const i64 inputs = shape.padded_inputs();
+    const i64 widest = max_of(shape.width + (shape.skip ? inputs : 0), max_of(inputs, shape.padded_outputs()));
     rows_ = max_of(rows, kTileRows);
     width_ = shape.width;
-    layers_ = max_of(shape.hidden, i64(2));
-    kept_.reserve(layers_ * rows_ * width_ * (keeps_slope(shape.hidden_activation) ? 2 : 1));
+    hidden_ = shape.hidden;
+    skip_ = shape.skip;
+    extra_ = skip_ ? inputs : 0;
+    at_ = kept ? kept : kept_.reserve(rows_ * mlp_kept_columns(shape));
     tiles_.reserve(3 * kTileRows * widest);
     if (P::kPack > 1) operands_.reserve(2 * kTileRows / P::kPack * widest);
+    if (skip_) skipped_.reserve(kTileRows * inputs);
     tile_ = kTileRows * widest;
   }
-  Stored* value(i64 layer, i64 row) { return kept_.data + (layer * rows_ + row) * width_; }
-  Stored* slope(i64 layer, i64 row) { return value(layers_ + layer, row); }
-  Stored* tile(i64 k) { return tiles_.data + k * tile_; }  // 0: rounded inputs; 1, 2: gradients
+  // Activations of a hidden layer, their row stride, and their slopes (row stride: width).
+  Stored* value(i64 layer, i64 row) {
+    return at_ + rows_ * (layer * width_ + (layer >= skip_ ? extra_ : 0)) + row * stride(layer);
+  }
+  i64 stride(i64 layer) const { return layer + 1 == skip_ ? width_ + extra_ : width_; }
+  Stored* slope(i64 layer, i64 row) { return at_ + rows_ * ((hidden_ + layer) * width_ + extra_) + row * width_; }
+  Stored* tile(i64 k) { return tiles_.data + k * tile_; }  // 0: rounded inputs; 1, 2: activations, or gradients
   typename P::Operand* operands(i64 k) { return operands_.data + k * (tile_ / P::kPack); }
+  typename P::Scalar* skipped() {
+    return skipped_.data;
+  }  // (kTileRows, padded inputs): gradient by the skip connection
 
  private:
-  i64 rows_ = 0, width_ = 0, layers_ = 0, tile_ = 0;
+  i64 rows_ = 0, width_ = 0, hidden_ = 0, skip_ = 0, extra_ = 0, tile_ = 0;
+  Stored* at_ = nullptr;
   Scratch<Stored> kept_, tiles_;
   Scratch<typename P::Operand> operands_;
+  Scratch<typename P::Scalar> skipped_;
 };
 
 // Optional row strides in scalars (0: the padded size; y's also holds for dy), and how many leading input columns get a
@@ -158,24 +180,16 @@ const typename P::Stored* stored_rows(const typename P::Scalar* rows, i64& ld, i
   }
 }
 
-template <class P, bool Keep>
-void forward_tile(const MlpWeights<P>& weights, MlpState<P>& state, const typename P::Scalar* x, typename P::Scalar* y,
-                  i64 row, i64 x_stride, i64 y_stride) {
+// `rows` of `columns` behind `width` activations in `to`: what the layer with the skip connection is given.
+template <class T> void append_rows(const T* from, i64 ldf, i64 rows, i64 columns, T* to, i64 width) {
+  for (i64 r = 0; r < rows; ++r) std::memcpy(to + r * (width + columns) + width, from + r * ldf, columns * sizeof(T));
+}
+
+// The last layer, from the last hidden layer's activations.
+template <class P>
+void last_layer(const MlpWeights<P>& weights, const typename P::Stored* input, i64 ld, typename P::Scalar* y,
+                i64 y_stride) {
   const MlpShape& shape = weights.shape();
-  const bool slopes = Keep && keeps_slope(shape.hidden_activation);
-  i64 ld = x_stride;
-  const typename P::Stored* input = stored_rows<P>(x, ld, shape.padded_inputs(), state.tile(0));
-  for (i64 l = 0; l < shape.hidden; ++l) {
-    typename P::Stored* value = state.value(Keep ? l : l & 1, row);
-    typename P::Stored* slope = slopes ? state.slope(l, row) : nullptr;
-    with_activation(shape.hidden_activation, [&](auto tag) {
-      multiply<P>(input, ld, kTileRows, weights.forward(l), shape.width, shape.width,
-                  weights.steps_of(shape.layer_inputs(l)), weights.bias(l),
-                  StoreActivated<P, decltype(tag)::value>{value, slope, shape.width});
-    });
-    input = value;
-    ld = shape.width;
-  }
   const i64 columns = shape.padded_outputs(), last = shape.hidden;
   if constexpr (kHasFew<P>) {
     if (weights.few()) {
@@ -186,6 +200,32 @@ void forward_tile(const MlpWeights<P>& weights, MlpState<P>& state, const typena
   }
   multiply<P>(input, ld, kTileRows, weights.forward(last), columns, columns, weights.steps_of(shape.width),
               weights.bias(last), StoreScalar<P>{y, y_stride});
+}
+
+template <class P, bool Keep>
+void forward_tile(const MlpWeights<P>& weights, MlpState<P>& state, const typename P::Scalar* x, typename P::Scalar* y,
+                  i64 row, i64 x_stride, i64 y_stride) {
+  const MlpShape& shape = weights.shape();
+  const bool slopes = Keep && keeps_slope(shape.hidden_activation);
+  const i64 inputs = shape.padded_inputs();
+  i64 first_ld = x_stride;
+  const typename P::Stored* first = stored_rows<P>(x, first_ld, inputs, state.tile(0));
+  const typename P::Stored* input = first;
+  i64 ld = first_ld;
+  for (i64 l = 0; l < shape.hidden; ++l) {
+    typename P::Stored* value = Keep ? state.value(l, row) : state.tile(1 + (l & 1));
+    typename P::Stored* slope = slopes ? state.slope(l, row) : nullptr;
+    const i64 stride = state.stride(l);
+    with_activation(shape.hidden_activation, [&](auto tag) {
+      multiply<P>(input, ld, kTileRows, weights.forward(l), shape.width, shape.width,
+                  weights.steps_of(shape.layer_inputs(l)), weights.bias(l),
+                  StoreActivated<P, decltype(tag)::value>{value, slope, stride, shape.width});
+    });
+    if (shape.skip && l + 1 == shape.skip) append_rows(first, first_ld, kTileRows, inputs, value, shape.width);
+    input = value;
+    ld = stride;
+  }
+  last_layer(weights, input, ld, y, y_stride);
 }
 
 // Adds the gradient of one layer's weight: d is the gradient of its `outputs` sums, x (rows, columns) its input.
@@ -218,29 +258,38 @@ void backward_tile(const MlpWeights<P>& weights, MlpState<P>& state, const typen
   const typename P::Stored* first = stored_rows<P>(x, ldx, inputs, state.tile(0));
   for (i64 l = shape.hidden; l >= 0; --l) {
     const i64 outputs = shape.layer_outputs(l), steps = weights.steps_of(outputs);
-    const i64 columns = l ? width : inputs;
+    const i64 columns = l ? state.stride(l - 1) : inputs;
     if (gradient) {
       typename P::Scalar* weight = gradient + shape.padded_offset(l);
-      add_weight_gradient<P>(state, d, ldd, outputs, l ? state.value(l - 1, row) : first, l ? width : ldx, columns,
+      add_weight_gradient<P>(state, d, ldd, outputs, l ? state.value(l - 1, row) : first, l ? columns : ldx, columns,
                              kTileRows, weight);
       if (shape.bias) add_bias_gradient<P>(d, ldd, outputs, kTileRows, weight + MlpShape::padded(outputs) * columns);
     }
     if (l == 0) {
-      if (dx)
-        multiply<P>(d, ldd, kTileRows, weights.backward(0), columns, dx_columns, steps, nullptr,
-                    StoreScalar<P>{dx, strides.dx_stride});
+      auto into = [&](auto sink) {
+        multiply<P>(d, ldd, kTileRows, weights.backward(0), columns, dx_columns, steps, nullptr, sink);
+      };
+      if (dx && shape.skip)
+        into(StoreTotal<P>{dx, strides.dx_stride, state.skipped(), inputs});
+      else if (dx)
+        into(StoreScalar<P>{dx, strides.dx_stride});
       return;
     }
     typename P::Stored* next = state.tile(1 + ((shape.hidden - l) & 1));
     auto into = [&](auto sink) {
-      multiply<P>(d, ldd, kTileRows, weights.backward(l), columns, columns, steps, nullptr, sink);
+      const i64 wanted = dx ? columns : width;
+      if (shape.skip == l)
+        multiply<P>(d, ldd, kTileRows, weights.backward(l), columns, wanted, steps, nullptr,
+                    StoreSplit<P, decltype(sink)>{sink, width, state.skipped(), inputs});
+      else
+        multiply<P>(d, ldd, kTileRows, weights.backward(l), columns, columns, steps, nullptr, sink);
     };
     if (keeps_slope(shape.hidden_activation))
-      into(StoreGradient<P, kHiddenSoftplus>{next, state.slope(l - 1, row), width});
+      into(StoreGradient<P, kHiddenSoftplus>{next, state.slope(l - 1, row), width, width});
     else if (shape.hidden_activation == kHiddenRelu)
-      into(StoreGradient<P, kHiddenRelu>{next, state.value(l - 1, row), width});
+      into(StoreGradient<P, kHiddenRelu>{next, state.value(l - 1, row), width, columns});
     else
-      into(StoreGradient<P, kHiddenNone>{next, nullptr, width});
+      into(StoreGradient<P, kHiddenNone>{next, nullptr, width, width});
     d = next;
     ldd = width;
   }
@@ -267,6 +316,16 @@ void mlp_forward(const MlpWeights<P>& weights, MlpState<P>& state, const typenam
   for (i64 r = 0; r < rows; r += kTileRows)
     forward_tile<P, true>(weights, state, x + r * s.x_stride, y + r * s.y_stride, first_row + r, s.x_stride,
                           s.y_stride);
+}
+
+// y as mlp_forward gives it, from the activations that it left in the state.
+template <class P>
+void mlp_last_layer(const MlpWeights<P>& weights, MlpState<P>& state, typename P::Scalar* y, i64 first_row, i64 rows,
+                    const MlpRows& strides = {}) {
+  const MlpRows s = filled(strides, weights.shape());
+  const i64 last = weights.shape().hidden - 1;
+  for (i64 r = 0; r < rows; r += kTileRows)
+    last_layer(weights, state.value(last, first_row + r), state.stride(last), y + r * s.y_stride, s.y_stride);
 }
 
 // The same where no backward follows: one tile of state serves all rows (reserve(shape, kTileRows)).

@@ -13,7 +13,7 @@ from ..ops.fused_mlp import PRECISIONS, MlpSpec, fused_mlp, initial_parameters, 
 
 @final
 class MLP(nn.Module):
-    """A network of 1 to 4 hidden layers of equal width.
+    """A network of 1 to 8 hidden layers of equal width, with a skip connection where the spec has one.
 
     Attributes:
         spec: its shape.

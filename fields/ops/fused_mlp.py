@@ -1,12 +1,14 @@
 """What does a small fully connected network say of a batch of rows, and what are its derivatives?
 
 `fused_mlp` runs the whole network tile by tile in cache, after the fully fused networks of Mueller et al. 2021 (arXiv
-2106.12372, section 4); its backward recomputes the forward, so nothing but x is kept. `mlp_value_and_jacobian` carries
-three tangents along, which is what a signed distance with an eikonal loss (Gropp et al. 2020, arXiv 2002.10099) needs:
-its first-order backward contains the second derivatives of the activations.
+2106.12372, section 4); its backward recomputes the forward, so nothing but x is kept, up to a width of 128. A wider
+network's activations cost less to keep than to recompute (on a CPU). `mlp_value_and_jacobian` carries three tangents
+along, which is what a signed distance with an eikonal loss (Gropp et al. 2020, arXiv 2002.10099) needs: its first-order
+backward contains the second derivatives of the activations.
 
-Parameters are one flat tensor: layer after layer, weight (outputs, inputs) row-major, then bias (outputs,) if any.
-Softplus has beta = 100. ReLU has slope 0 at 0 and no curvature.
+Parameters are one flat tensor: layer after layer, weight (outputs, inputs) row-major, then bias (outputs,) if any. The
+hidden layer with the skip connection (Mildenhall et al. 2020, arXiv 2003.08934, figure 7) has width + inputs of the
+network inputs, in this order. Softplus has beta = 100. ReLU has slope 0 at 0 and no curvature.
 """
 
 from __future__ import annotations
@@ -22,14 +24,20 @@ from torch import Tensor
 
 from ..errors import ConfigError, ShapeError
 from . import _cpu, _cuda, _library
+from ._mlp_cuda import TensorCoreNetwork
 
 HIDDEN_ACTIVATIONS = {"none": 0, "relu": 1, "softplus": 2, "sine": 3}
 """Name -> code, as `enum HiddenActivation` of polyfield/activations.h."""
 OUTPUT_ACTIVATIONS = {"none": 0, "sigmoid": 1, "exp": 2}
 """Name -> code, as `enum OutputActivation` of polyfield/activations.h."""
 PRECISIONS = ("fp32", "bf16")
-WIDTHS = (16, 32, 64, 128)
-MAX_HIDDEN_LAYERS = 4
+WIDTHS = (16, 32, 64, 128, 256)
+KEEPING_WIDTH = 256
+"""From this width on activations are kept for the backward pass, as torch keeps them: 4 or 2 bytes a hidden unit and
+row. Measured at 8 layers: forward and backward take 3/4 of the time. Narrower networks recompute."""
+TILE_ROWS = 48
+"""Rows that the CPU kernels take at once (`kTileRows` of mlp_products.h); activations are kept for multiples of it."""
+MAX_HIDDEN_LAYERS = 8
 SOFTPLUS_BETA = 100.0
 FIRST_ORDER_ONLY = (
     "{} has first derivatives only, and a derivative of its derivative was asked for; "
@@ -46,15 +54,18 @@ class MlpSpec:
     outputs: int
     """Columns of the result, any number from 1."""
     width: int = 64
-    """Columns of every hidden layer: 16, 32, 64 or 128."""
+    """Columns of every hidden layer: 16, 32, 64, 128 or 256."""
     hidden_layers: int = 1
-    """1 to 4."""
+    """1 to 8."""
     hidden_activation: str = "relu"
     """Key of `HIDDEN_ACTIVATIONS`."""
     output_activation: str = "none"
     """Key of `OUTPUT_ACTIVATIONS`."""
     bias: bool = False
     """Whether every layer adds a bias."""
+    skip: int | None = None
+    """The hidden layer, counted from 0 and 1 to hidden_layers - 1, that is given [previous activations, network
+    inputs]; None: no layer is."""
 
     def __post_init__(self) -> None:
         if self.inputs < 1 or self.outputs < 1:
@@ -69,12 +80,20 @@ class MlpSpec:
         if self.output_activation not in OUTPUT_ACTIVATIONS:
             known = ", ".join(OUTPUT_ACTIVATIONS)
             raise ConfigError(f"output_activation must be one of {known}; got {self.output_activation!r}")
+        if self.skip is not None and not 1 <= self.skip < self.hidden_layers:
+            raise ConfigError(
+                f"skip must be None or the number of a hidden layer after the first, 1 to hidden_layers - 1 = "
+                f"{self.hidden_layers - 1}; got {self.skip}"
+            )
 
     @property
     def layer_shapes(self) -> list[tuple[int, int]]:
         """(outputs, inputs) of every layer, first to last."""
         sizes = [self.inputs, *[self.width] * self.hidden_layers, self.outputs]
-        return [(out, size) for size, out in itertools.pairwise(sizes)]
+        shapes = [(out, size) for size, out in itertools.pairwise(sizes)]
+        if self.skip is not None:
+            shapes[self.skip] = (self.width, self.width + self.inputs)
+        return shapes
 
     @property
     def parameter_count(self) -> int:
@@ -119,6 +138,8 @@ def fused_mlp(x: Tensor, parameters: Tensor, spec: MlpSpec, *, precision: Litera
         raise ConfigError(f"precision must be one of {', '.join(PRECISIONS)}; got {precision!r}")
     if precision == "bf16" and x.dtype != torch.float32:
         raise ConfigError(f"precision 'bf16' takes float32 tensors; got {x.dtype}; use precision='fp32'")
+    if spec.width >= KEEPING_WIDTH and torch.is_grad_enabled() and (x.requires_grad or parameters.requires_grad):
+        return _fused_mlp_keeping(x, parameters, shape_numbers(spec), precision == "bf16")[0]
     return _fused_mlp(x, parameters, shape_numbers(spec), precision == "bf16")
 
 
@@ -233,8 +254,11 @@ def _linear(h: Tensor, layer: _Layer, rounded: Callable[[Tensor], Tensor]) -> Te
 def _run(
     h: Tensor, layers: list[_Layer], spec: MlpSpec, rounded: Callable[[Tensor], Tensor]
 ) -> tuple[Tensor, list[_Kept]]:
-    h, kept = rounded(h), []
-    for layer in layers[:-1]:
+    inputs, kept = rounded(h), []
+    h = inputs
+    for number, layer in enumerate(layers[:-1]):
+        if number and number == spec.skip:
+            h = torch.cat([h, inputs], -1)
         z = _linear(h, layer, rounded)
         value, slope, _ = _value_slope_curvature(z[0], spec.hidden_activation)
         h = rounded(torch.cat([value[None], slope * z[1:]]))
@@ -248,18 +272,22 @@ def _run_backward(
     """Gradients (B, N, inputs) of the stacked input and (P,) of the parameters. Written out, since autograd does not
     work inside an operator's implementation."""
     rounded, layers = _rounding(bf16), _layers(parameters, spec)
-    grad, parts = rounded(grad), []
+    grad, parts, skipped = rounded(grad), [], 0.0
     for number in reversed(range(len(layers))):
         before = kept[number - 1].after if number else rounded(x)
+        if number and number == spec.skip:
+            before = torch.cat([before, rounded(x)], -1)
         bias = [grad[0].sum(0)] if spec.bias else []
         parts = [torch.einsum("bno,bni->oi", grad, before).flatten(), *bias, *parts]
         grad = grad @ rounded(layers[number].weight)
+        if number and number == spec.skip:
+            grad, skipped = grad[..., : spec.width], grad[..., spec.width :]
         if number:
             z = kept[number - 1].before
             _, slope, curvature = _value_slope_curvature(z[0], spec.hidden_activation)
             coupled = curvature * (grad[1:] * z[1:]).sum(0)
             grad = rounded(torch.cat([(slope * grad[0] + coupled)[None], slope * grad[1:]]))
-    return grad, torch.cat(parts)
+    return grad + skipped, torch.cat(parts)
 
 
 # --- operators --------------------------------------------------------------------------------------------------------
@@ -275,11 +303,12 @@ def shape_numbers(spec: MlpSpec) -> list[int]:
         HIDDEN_ACTIVATIONS[spec.hidden_activation],
         OUTPUT_ACTIVATIONS[spec.output_activation],
         int(spec.bias),
+        spec.skip or 0,
     ]
 
 
 def _spec_of(numbers: Sequence[int]) -> MlpSpec:
-    inputs, outputs, width, hidden_layers, hidden, output, bias = numbers
+    inputs, outputs, width, hidden_layers, hidden, output, bias, skip = numbers
     return MlpSpec(
         inputs=inputs,
         outputs=outputs,
@@ -288,6 +317,7 @@ def _spec_of(numbers: Sequence[int]) -> MlpSpec:
         hidden_activation=list(HIDDEN_ACTIVATIONS)[hidden],
         output_activation=list(OUTPUT_ACTIVATIONS)[output],
         bias=bool(bias),
+        skip=skip or None,
     )
 
 
@@ -317,11 +347,11 @@ def _forward(x: Tensor, parameters: Tensor, numbers: list[int], bf16: bool) -> T
     x, parameters = x.contiguous(), parameters.contiguous()
     y = x.new_empty(x.shape[0], numbers[1])
     if on_tensor_cores:
-        network = TensorCoreNetwork(parameters, numbers)
+        network = TensorCoreNetwork(parameters, _spec_of(numbers), numbers)
         network.pack().run()
         network.forward(x, y).run()
         return y
-    _cpu.call(f"pf_fused_mlp_forward_{_suffix(x, bf16)}", x, parameters, y, x.shape[0], *numbers)
+    _cpu.call(f"pf_fused_mlp_forward_{_suffix(x, bf16)}", x, parameters, y, None, x.shape[0], *numbers)
     return y
 
 
@@ -329,16 +359,42 @@ def _forward_fake(x: Tensor, parameters: Tensor, numbers: list[int], bf16: bool)
     return x.new_empty(x.shape[0], numbers[1])
 
 
+def _forward_keeping(x: Tensor, parameters: Tensor, numbers: list[int], bf16: bool) -> tuple[Tensor, Tensor]:
+    """The result, and bytes for `_backward` (none where another backend than the CPU library computes)."""
+    y, kept = _forward_keeping_fake(x, parameters, numbers, bf16)
+    if not kept.shape[1]:
+        return _forward(x, parameters, numbers, bf16), kept
+    _cpu.advise_huge_pages(kept)
+    x, parameters = x.contiguous(), parameters.contiguous()
+    _cpu.call(f"pf_fused_mlp_forward_{_suffix(x, bf16)}", x, parameters, y, kept, x.shape[0], *numbers)
+    return y, kept
+
+
+def _forward_keeping_fake(x: Tensor, parameters: Tensor, numbers: list[int], bf16: bool) -> tuple[Tensor, Tensor]:
+    a_tile = 0
+    if _cpu.usable(x, parameters) and not _on_tensor_cores(bf16, x, parameters):
+        a_tile = _cpu.call(f"pf_fused_mlp_kept_bytes_{_suffix(x, bf16)}", 1, *numbers)
+    tiles = (x.shape[0] + TILE_ROWS - 1) // TILE_ROWS
+    return x.new_empty(x.shape[0], numbers[1]), x.new_empty(tiles, a_tile, dtype=torch.uint8)
+
+
 def _backward(
-    grad: Tensor, x: Tensor, parameters: Tensor, numbers: list[int], bf16: bool, need_x: bool, need_parameters: bool
+    grad: Tensor,
+    x: Tensor,
+    parameters: Tensor,
+    numbers: list[int],
+    bf16: bool,
+    need_x: bool,
+    need_parameters: bool,
+    kept: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of x and parameters; empty tensors for those not needed."""
+    """Gradients of x and parameters; empty tensors for those not needed. `kept`: from `_forward_keeping`."""
     on_tensor_cores = _on_tensor_cores(bf16, grad, x, parameters)
     if not on_tensor_cores and not _cpu.usable(grad, x, parameters):
         spec = _spec_of(numbers)
-        out, kept = _run(x[None], _layers(parameters, spec), spec, _rounding(bf16))
+        out, run = _run(x[None], _layers(parameters, spec), spec, _rounding(bf16))
         grad = grad * _output_slope(_activate_output(out[0], spec), spec)
-        x_grad, parameter_grad = _run_backward(grad[None], x[None], parameters, spec, bf16, kept)
+        x_grad, parameter_grad = _run_backward(grad[None], x[None], parameters, spec, bf16, run)
         return x_grad[0].clone() if need_x else x.new_empty(0), parameter_grad if need_parameters else x.new_empty(0)
     x, parameters, grad = x.contiguous(), parameters.contiguous(), grad.contiguous()
     x_grad = torch.empty_like(x) if need_x else None
@@ -346,65 +402,15 @@ def _backward(
     if on_tensor_cores:
         _backward_on_cuda(x, parameters, grad, x_grad, parameter_grad, numbers)
         return _or_empty(x_grad, x), _or_empty(parameter_grad, x)
+    kept = kept if kept is not None and kept.numel() else None
     name = f"pf_fused_mlp_backward_{_suffix(x, bf16)}"
-    _cpu.call(name, x, parameters, grad, x_grad, parameter_grad, x.shape[0], *numbers)
+    _cpu.call(name, x, parameters, grad, x_grad, parameter_grad, kept, x.shape[0], *numbers)
     return _or_empty(x_grad, x), _or_empty(parameter_grad, x)
 
 
 def _on_tensor_cores(bf16: bool, *tensors: Tensor) -> bool:
     # In full precision on CUDA the torch expressions run, on cuBLAS.
     return bf16 and _cuda.usable(*tensors) and _cuda.architecture_of(tensors[0]) >= 80
-
-
-def _padded(count: int) -> int:
-    return (count + 15) // 16 * 16
-
-
-class TensorCoreNetwork:
-    """The launches of a bf16 network on CUDA, and the buffers that they need. Final."""
-
-    def __init__(self, parameters: Tensor, numbers: list[int]) -> None:
-        """Args: parameters: (P,) float32. numbers: as `shape_numbers` gives them."""
-        self.parameters, self.numbers, self.spec = parameters, numbers, _spec_of(numbers)
-        count = sum(_padded(out) * _padded(size) for out, size in self.spec.layer_shapes)
-        self.packed = parameters.new_empty(2 * count, dtype=torch.bfloat16)
-
-    def pack(self) -> _cuda.Launch:
-        """Weights in bfloat16 as the tensor cores read them, for both directions; before anything else."""
-        grid = _cuda.one_thread_each(self.packed.numel() // 4)
-        return _cuda.Launch("pf_mlp_pack_bf16", grid, (self.parameters, self.packed, *self.numbers))
-
-    def forward(self, x: Tensor, y: Tensor, rows: _cuda.Held | None = None) -> _cuda.Launch:
-        """y (N, outputs) of x (N, inputs); of the first `rows` of them where given."""
-        each = 16 if self.spec.width == 128 else 32  # rows of a warp
-        grid = _cuda.one_thread_each(32 * -(-x.shape[0] // each))
-        arguments = (x, self.parameters, self.packed, y, x.shape[0] if rows is None else rows, *self.numbers)
-        return _cuda.Launch(f"pf_mlp_forward_bf16_{self.spec.width}", grid, arguments)
-
-    def backward(
-        self, x: Tensor, grad: Tensor, x_grad: Tensor | None, gradient: Tensor | None, rows: _cuda.Held | None = None
-    ) -> list[_cuda.Launch]:
-        """x_grad (N, inputs) and gradient (P,) from grad (N, outputs), N > 0."""
-        spec, tiles, shapes = self.spec, -(-x.shape[0] // 16), self.spec.layer_shapes
-        columns = sum(_padded(out) + _padded(size) for out, size in shapes)  # deltas and what enters each layer
-        columns += spec.width * spec.hidden_layers * (spec.hidden_activation in ("softplus", "sine"))  # slopes
-        scratch = x.new_empty(16 * tiles * columns, dtype=torch.bfloat16)
-        count = x.shape[0] if rows is None else rows
-        given = (x, self.parameters, self.packed, grad, x_grad, scratch, count, *self.numbers)
-        back = _cuda.Launch(f"pf_mlp_backward_bf16_{spec.width}", _cuda.one_thread_each(32 * tiles), given)
-        if gradient is None:
-            return [back]
-        slots = max(1, min(256, tiles // 16))
-        tasks = sum(_padded(out) // 16 * -(-size // 64) for out, size in shapes)
-        partials = x.new_empty(slots, sum(_padded(out) * (_padded(size) + spec.bias) for out, size in shapes))
-        grid = _cuda.one_thread_each(32 * slots * tasks)
-        sums = (scratch, partials, slots, tasks, count, *self.numbers)
-        total = (partials, slots, gradient, *self.numbers)
-        return [
-            back,
-            _cuda.Launch("pf_mlp_weight_gradient_bf16", grid, sums),
-            _cuda.Launch("pf_mlp_reduce", _cuda.one_thread_each(gradient.numel()), total),
-        ]
 
 
 def _backward_on_cuda(
@@ -419,13 +425,20 @@ def _backward_on_cuda(
         if parameter_grad is not None:
             parameter_grad.zero_()
         return
-    network = TensorCoreNetwork(parameters, numbers)
+    network = TensorCoreNetwork(parameters, _spec_of(numbers), numbers)
     for launch in [network.pack(), *network.backward(x, grad, x_grad, parameter_grad)]:
         launch.run()
 
 
 def _backward_fake(
-    grad: Tensor, x: Tensor, parameters: Tensor, numbers: list[int], bf16: bool, need_x: bool, need_parameters: bool
+    grad: Tensor,
+    x: Tensor,
+    parameters: Tensor,
+    numbers: list[int],
+    bf16: bool,
+    need_x: bool,
+    need_parameters: bool,
+    kept: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     return x.new_empty(x.shape if need_x else 0), x.new_empty(parameters.shape if need_parameters else 0)
 
@@ -490,14 +503,14 @@ def _or_empty(grad: Tensor | None, like: Tensor) -> Tensor:
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    ctx.save_for_backward(inputs[0], inputs[1])
+    ctx.save_for_backward(inputs[0], inputs[1], None if isinstance(output, Tensor) else output[1])
     ctx.numbers, ctx.bf16 = inputs[2], inputs[3]
 
 
-def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+def _differentiate(ctx: Any, grad: Tensor, *_kept: Tensor | None) -> tuple[Tensor | None, Tensor | None, None, None]:
     need_x, need_parameters = ctx.needs_input_grad[:2]
-    x, parameters = ctx.saved_tensors
-    grads = _fused_mlp_backward(grad, x, parameters, ctx.numbers, ctx.bf16, need_x, need_parameters)
+    x, parameters, kept = ctx.saved_tensors
+    grads = _fused_mlp_backward(grad, x, parameters, ctx.numbers, ctx.bf16, need_x, need_parameters, kept)
     return grads[0] if need_x else None, grads[1] if need_parameters else None, None, None
 
 
@@ -526,9 +539,16 @@ _fused_mlp = _library.define(
     setup_context=_save,
     backward=_differentiate,
 )
+_fused_mlp_keeping = _library.define(
+    "fused_mlp_keeping(Tensor x, Tensor parameters, int[] spec, bool bf16) -> (Tensor, Tensor)",
+    _forward_keeping,
+    _forward_keeping_fake,
+    setup_context=_save,
+    backward=_differentiate,
+)
 _fused_mlp_backward = _library.define(
     "fused_mlp_backward(Tensor grad, Tensor x, Tensor parameters, int[] spec, bool bf16, bool need_x,"
-    " bool need_parameters) -> (Tensor, Tensor)",
+    " bool need_parameters, Tensor? kept=None) -> (Tensor, Tensor)",
     _backward,
     _backward_fake,
     backward=_refuse("fused_mlp"),

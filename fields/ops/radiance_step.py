@@ -54,6 +54,8 @@ class RadianceSpec:
             raise ConfigError("the fused step has no biases; set bias=False or use the composed operators")
         if self.grid.dimensions != 3:
             raise ConfigError(f"the fused step wants a grid of 3 dimensions; got {self.grid.dimensions}")
+        if self.density.skip or self.color.skip:
+            raise ConfigError("the fused step has no skip connections; set skip=None or use the composed operators")
         if self.density.hidden_activation != self.color.hidden_activation:
             raise ConfigError("both networks of the fused step must have the same hidden activation")
         if self.density.output_activation != "none" or self.color.output_activation != "sigmoid":

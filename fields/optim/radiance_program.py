@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 
 from ..ops import _cuda
+from ..ops._mlp_cuda import TensorCoreNetwork
 from ..ops.activations import DENSITY_ACTIVATIONS
 from ..ops.composite import optical_limit
-from ..ops.fused_mlp import TensorCoreNetwork, shape_numbers
+from ..ops.fused_mlp import shape_numbers
 from ..ops.march import march_launches, running_sums
 from ..ops.radiance_step import AdamRates, RadianceParameters, RadianceSpec
 from ..render.march import GPU_WAVES, MarchConfig
@@ -103,8 +104,8 @@ class RadianceProgram:
         self._results = like.new_zeros(len(ProgramResult._fields), dtype=torch.float64)
         self._marched = _MarchedBuffers(like, spec, waves, 4 * samples, max_rays)
         self._live = _LiveBuffers(like, spec, 2 * samples, max_rays)
-        density = TensorCoreNetwork(parameters.density, shape_numbers(spec.density))
-        color = TensorCoreNetwork(parameters.color, shape_numbers(spec.color))
+        density = TensorCoreNetwork(parameters.density, spec.density, shape_numbers(spec.density))
+        color = TensorCoreNetwork(parameters.color, spec.color, shape_numbers(spec.color))
         gradients = RadianceParameters(*(torch.zeros_like(p) for p in parameters))
         self._levels = (spec.grid.level_tensor().to(self._device), spec.grid.levels, spec.grid.channels)
         self._launches = [

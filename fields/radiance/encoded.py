@@ -37,11 +37,11 @@ class EncodedFieldConfig:
     features: int = 15
     """F, the features that block 1 hands to block 2 (PVD's number)."""
     density_width: int = 64
-    """Width of the density network (16, 32, 64 or 128), one hidden layer."""
+    """Width of the density network (16, 32, 64, 128 or 256), one hidden layer."""
     color_width: int = 64
     """Width of the colour network."""
     color_layers: int = 2
-    """Hidden layers of the colour network (1 to 4)."""
+    """Hidden layers of the colour network (1 to 8)."""
     sh_bands: int = 4
     """Bands of spherical harmonics of the direction: sh_bands^2 values."""
     density_activation: Literal["exp", "softplus", "relu"] = "exp"

@@ -20,7 +20,7 @@ from polyfield.fields.ops.composite import composite
 from polyfield.fields.ops.distortion import distortion_loss
 from polyfield.fields.ops.factored_encode import FactoredGridSpec, Term, factored_encode
 from polyfield.fields.ops.frequency_encode import frequency_encode, frequency_value_and_jacobian
-from polyfield.fields.ops.fused_mlp import MlpSpec, fused_mlp, initial_parameters
+from polyfield.fields.ops.fused_mlp import WIDTHS, MlpSpec, fused_mlp, initial_parameters
 from polyfield.fields.ops.hash_encode import HashGridSpec, hash_encode, hash_value_and_jacobian
 from polyfield.fields.ops.march import march_rays, pack_waves, trim_samples
 from polyfield.fields.ops.mesh_bvh import build_bvh, closest_points, ray_hits, winding_numbers
@@ -76,8 +76,11 @@ def meshes(n: int, dtype: torch.dtype) -> None:
 
 def networks(n: int) -> None:
     x = torch.rand(n, 3).requires_grad_()
-    for width in (16, 32, 64, 128):
-        net = MlpSpec(inputs=3, outputs=5, width=width, hidden_layers=2, hidden_activation="softplus", bias=True)
+    for width in WIDTHS:
+        skip = 1 if width == max(WIDTHS) else None
+        net = MlpSpec(
+            inputs=3, outputs=5, width=width, hidden_layers=2, skip=skip, hidden_activation="softplus", bias=True
+        )
         weights = initial_parameters(net).to(x.device).requires_grad_()
         fused_mlp(x, weights, net, precision="bf16").sum().backward()
 

@@ -34,6 +34,7 @@ HIDDEN, OUTPUT = list(HIDDEN_ACTIVATIONS), list(OUTPUT_ACTIVATIONS)
 DENSITY = MlpSpec(inputs=32, outputs=16)
 COLOR = MlpSpec(inputs=32, outputs=3, hidden_layers=2, output_activation="sigmoid")
 SURFACE = MlpSpec(inputs=35, outputs=16, hidden_layers=2, hidden_activation="softplus", bias=True)
+WIDE = MlpSpec(inputs=39, outputs=5, width=256, hidden_layers=3, skip=2, hidden_activation="softplus", bias=True)
 
 
 def numbers(*shape: int, seed: int = 0) -> Tensor:
@@ -91,6 +92,27 @@ def small_specs() -> list[MlpSpec]:
     ]
 
 
+def deep_specs() -> list[MlpSpec]:
+    """Five layers and more, and skip connections: near either end, odd and even inputs, all activations."""
+    return [
+        MlpSpec(inputs=63, outputs=16, width=256, hidden_layers=8, skip=4),
+        WIDE,
+        MlpSpec(inputs=3, outputs=2, width=16, hidden_layers=2, skip=1, hidden_activation="softplus", bias=True),
+        MlpSpec(
+            inputs=50,
+            outputs=17,
+            width=32,
+            hidden_layers=5,
+            skip=4,
+            hidden_activation="sine",
+            output_activation="sigmoid",
+        ),
+        MlpSpec(inputs=17, outputs=3, width=64, hidden_layers=6, skip=5, output_activation="exp", bias=True),
+        MlpSpec(inputs=1, outputs=1, width=128, hidden_layers=7, hidden_activation="none"),
+        MlpSpec(inputs=100, outputs=4, width=16, hidden_layers=8, skip=1, bias=True),
+    ]
+
+
 def without_output(spec: MlpSpec) -> MlpSpec:
     return MlpSpec(**{**vars(spec), "output_activation": "none"})
 
@@ -99,13 +121,13 @@ def without_output(spec: MlpSpec) -> MlpSpec:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("spec", small_specs()[::2] + small_specs()[1::4], ids=str)
+@pytest.mark.parametrize("spec", small_specs()[::2] + small_specs()[1::4] + deep_specs(), ids=str)
 def test_every_shape_equals_the_reference(spec, dtype):
     expected = evaluate(fused_mlp_reference, spec, 100, torch.float64)
     assert_near(evaluate(fused_mlp, spec, 100, dtype), expected, dtype)
 
 
-@pytest.mark.parametrize("spec", small_specs()[::3], ids=str)
+@pytest.mark.parametrize("spec", small_specs()[::3] + deep_specs(), ids=str)
 def test_every_shape_has_the_jacobian_of_the_reference(spec):
     spec = without_output(spec)
     expected = evaluate_jacobian(mlp_value_and_jacobian_reference, spec, 60, torch.float64)
@@ -118,7 +140,7 @@ def test_every_shape_has_the_jacobian_of_the_reference(spec):
 
 
 @pytest.mark.parametrize("n", [*SIZES, 48, 49])
-@pytest.mark.parametrize("spec", [DENSITY, COLOR, SURFACE], ids=["density", "color", "surface"])
+@pytest.mark.parametrize("spec", [DENSITY, COLOR, SURFACE, WIDE], ids=["density", "color", "surface", "wide"])
 def test_every_batch_size_equals_the_reference(spec, n):
     expected = evaluate(fused_mlp_reference, spec, n, torch.float64)
     assert_near(evaluate(fused_mlp, spec, n, torch.float32), expected, torch.float32)
@@ -143,7 +165,7 @@ def test_bf16_is_near_float64(spec):
     assert_near(ours, expected, torch.bfloat16)
 
 
-@pytest.mark.parametrize("spec", small_specs()[::3], ids=str)
+@pytest.mark.parametrize("spec", small_specs()[::3] + deep_specs()[:4], ids=str)
 def test_bf16_rounds_where_the_reference_rounds(spec):
     ours = evaluate(fused_mlp, spec, 100, torch.float32, precision="bf16")
     with on_reference():
@@ -191,6 +213,7 @@ def test_gradcheck(hidden, native):
         MlpSpec(inputs=3, outputs=2, width=16, hidden_layers=2, hidden_activation=hidden, bias=True),
         MlpSpec(inputs=2, outputs=3, width=16, hidden_activation=hidden, output_activation="sigmoid"),
         MlpSpec(inputs=2, outputs=1, width=16, hidden_activation=hidden, output_activation="exp"),
+        MlpSpec(inputs=3, outputs=2, width=16, hidden_layers=5, skip=2, hidden_activation=hidden, bias=True),
     ):
         x = numbers(3, spec.inputs).requires_grad_()
         flat = (parameters_of(spec) * 0.3).requires_grad_()
@@ -201,8 +224,10 @@ def test_gradcheck(hidden, native):
 @pytest.mark.parametrize("native", [True, False], ids=["native", "reference"])
 @pytest.mark.parametrize("hidden", HIDDEN)
 def test_gradcheck_of_value_and_jacobian(hidden, native):
-    for layers, bias in ((1, False), (3, True)):
-        spec = MlpSpec(inputs=3, outputs=2, width=16, hidden_layers=layers, hidden_activation=hidden, bias=bias)
+    for layers, bias, skip in ((1, False, None), (3, True, None), (3, True, 1)):
+        spec = MlpSpec(
+            inputs=3, outputs=2, width=16, hidden_layers=layers, hidden_activation=hidden, bias=bias, skip=skip
+        )
         given = (numbers(3, 3), numbers(3, 3, 3, seed=1), parameters_of(spec) * 0.3)
         leaves = [t.detach().requires_grad_() for t in given]
         with on_reference() if not native else threads(1):
@@ -221,8 +246,8 @@ def test_jacobian_is_the_derivative_of_the_value(hidden):
         torch.testing.assert_close(jacobian[:, k], derivative)
 
 
-def test_only_the_gradients_that_are_needed_are_made():
-    spec = SURFACE
+@pytest.mark.parametrize("spec", [SURFACE, WIDE], ids=["surface", "wide"])
+def test_only_the_gradients_that_are_needed_are_made(spec):
     both = evaluate(fused_mlp, spec, 60, torch.float64)
     for wanted in ("x", "parameters"):
         x, flat = numbers(60, spec.inputs), parameters_of(spec)
@@ -255,11 +280,43 @@ def test_a_second_derivative_is_refused():
         first.sum().backward()
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("output", OUTPUT)
+def test_what_a_wide_network_keeps_is_what_it_would_recompute(output, precision):
+    spec = MlpSpec(**{**vars(WIDE), "output_activation": output})
+    numbers_of_spec, bf16 = module.shape_numbers(spec), precision == "bf16"
+    x, flat = numbers(130, spec.inputs).float(), parameters_of(spec).float()
+    y, kept = torch.ops.polyfield.fused_mlp_keeping(x, flat, numbers_of_spec, bf16)
+    assert torch.equal(y, fused_mlp(x, flat, spec, precision=precision))
+    given = (numbers(130, spec.outputs, seed=3).float(), x, flat, numbers_of_spec, bf16, True, True)
+    pairs = zip(
+        torch.ops.polyfield.fused_mlp_backward(*given, kept),
+        torch.ops.polyfield.fused_mlp_backward(*given),
+        strict=True,
+    )
+    assert all(torch.equal(a, b) for a, b in pairs)
+
+
+def test_what_is_kept_is_as_large_as_the_library_says():
+    if not _cpu.usable():
+        pytest.skip("no native library")
+    for spec, n in itertools.product([WIDE, COLOR], [0, 1, 48, 49, 1000]):
+        shape = module.shape_numbers(spec)
+        for dtype, bf16, suffix in (
+            (torch.float32, False, "f32"),
+            (torch.float32, True, "bf16"),
+            (torch.float64, False, "f64"),
+        ):
+            x, flat = torch.zeros(n, spec.inputs, dtype=dtype), torch.zeros(spec.parameter_count, dtype=dtype)
+            _, kept = module._forward_keeping_fake(x, flat, shape, bf16)
+            assert kept.numel() in (0, _cpu.call(f"pf_fused_mlp_kept_bytes_{suffix}", n, *shape))
+
+
 # --- what must not matter
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("spec", [DENSITY, COLOR, SURFACE], ids=["density", "color", "surface"])
+@pytest.mark.parametrize("spec", [DENSITY, COLOR, SURFACE, WIDE], ids=["density", "color", "surface", "wide"])
 def test_results_are_bit_equal_on_one_and_two_threads(spec, precision):
     results = []
     for count in (1, 2):
@@ -272,7 +329,7 @@ def test_results_are_bit_equal_on_one_and_two_threads(spec, precision):
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.integers(1, 200), st.integers(0, 199), st.sampled_from([DENSITY, COLOR, SURFACE]), st.booleans())
+@given(st.integers(1, 200), st.integers(0, 199), st.sampled_from([DENSITY, COLOR, SURFACE, WIDE]), st.booleans())
 def test_a_row_does_not_depend_on_its_neighbours(n, row, spec, bf16):
     x, flat = numbers(n, spec.inputs).float(), parameters_of(spec).float()
     precision = "bf16" if bf16 else "fp32"
@@ -286,15 +343,15 @@ def test_a_row_does_not_depend_on_its_neighbours(n, row, spec, bf16):
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.integers(1, 40), st.integers(1, 40), st.sampled_from(WIDTHS), st.integers(1, 4), st.floats(0.01, 100))
+@given(st.integers(1, 40), st.integers(1, 40), st.sampled_from(WIDTHS), st.integers(1, 8), st.floats(0.01, 100))
 def test_a_relu_network_without_bias_is_positively_homogeneous(inputs, outputs, width, layers, factor):
-    spec = MlpSpec(inputs=inputs, outputs=outputs, width=width, hidden_layers=layers)
+    spec = MlpSpec(inputs=inputs, outputs=outputs, width=width, hidden_layers=layers, skip=layers // 2 or None)
     x, flat = numbers(5, inputs), parameters_of(spec)
     torch.testing.assert_close(fused_mlp(x * factor, flat, spec), fused_mlp(x, flat, spec) * factor)
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.integers(1, 40), st.integers(1, 40), st.sampled_from(WIDTHS), st.integers(1, 4))
+@given(st.integers(1, 40), st.integers(1, 40), st.sampled_from(WIDTHS), st.integers(1, 8))
 def test_a_network_without_activations_is_the_product_of_its_weights(inputs, outputs, width, layers):
     spec = MlpSpec(inputs=inputs, outputs=outputs, width=width, hidden_layers=layers, hidden_activation="none")
     x, flat = numbers(5, inputs), parameters_of(spec)
@@ -303,6 +360,24 @@ def test_a_network_without_activations_is_the_product_of_its_weights(inputs, out
         product = flat[at : at + out * size].view(out, size) @ product
         at += out * size
     torch.testing.assert_close(fused_mlp(x, flat, spec), x @ product.T)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(1, 40), st.sampled_from(WIDTHS), st.integers(2, 8), st.data())
+def test_a_skip_connection_without_weights_is_none(inputs, width, layers, data):
+    skip = data.draw(st.integers(1, layers - 1))
+    spec = MlpSpec(inputs=inputs, outputs=3, width=width, hidden_layers=layers, skip=skip)
+    plain = MlpSpec(inputs=inputs, outputs=3, width=width, hidden_layers=layers)
+    flat, parts, at = parameters_of(spec), [], 0
+    for out, size in spec.layer_shapes:
+        weight = flat[at : at + out * size].view(out, size)
+        if size == width + inputs:
+            weight[:, width:] = 0
+            weight = weight[:, :width]
+        parts.append(weight.flatten())
+        at += out * size
+    x = numbers(5, inputs)
+    torch.testing.assert_close(fused_mlp(x, flat, spec), fused_mlp(x, torch.cat(parts), plain))
 
 
 def test_strides_do_not_matter():
@@ -330,15 +405,15 @@ def test_levels_of_the_native_library_agree():
     exact = evaluate(fused_mlp_reference, COLOR, 1000, torch.float64)
     for _level in each_level():
         assert_near(evaluate(fused_mlp, COLOR, 1000, torch.float32), exact, torch.float32)
-        for spec in small_specs()[::5]:
+        for spec in small_specs()[::5] + deep_specs()[1:5]:
             expected = evaluate(fused_mlp_reference, spec, 100, torch.float64)
             assert_near(evaluate(fused_mlp, spec, 100, torch.float32), expected, torch.float32)
             assert_near(evaluate(fused_mlp, spec, 100, torch.float64), expected, torch.float64)
-        plain = without_output(SURFACE)
-        expected = evaluate_jacobian(mlp_value_and_jacobian_reference, plain, 100, torch.float64)
-        assert_near(
-            evaluate_jacobian(mlp_value_and_jacobian, plain, 100, torch.float32), expected, torch.float32, times=4
-        )
+        for plain in (SURFACE, WIDE):
+            expected = evaluate_jacobian(mlp_value_and_jacobian_reference, plain, 100, torch.float64)
+            assert_near(
+                evaluate_jacobian(mlp_value_and_jacobian, plain, 100, torch.float32), expected, torch.float32, times=4
+            )
 
 
 def test_levels_of_the_native_library_round_bf16_alike():
@@ -350,13 +425,14 @@ def test_levels_of_the_native_library_round_bf16_alike():
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_the_fallback_computes_the_same(precision):
-    native = evaluate(fused_mlp, COLOR, 100, torch.float32, precision=precision)
-    native_jacobian = evaluate_jacobian(mlp_value_and_jacobian, SURFACE, 100, torch.float64)
+@pytest.mark.parametrize(("spec", "surface"), [(COLOR, SURFACE), (WIDE, WIDE)], ids=["narrow", "wide"])
+def test_the_fallback_computes_the_same(spec, surface, precision):
+    native = evaluate(fused_mlp, spec, 100, torch.float32, precision=precision)
+    native_jacobian = evaluate_jacobian(mlp_value_and_jacobian, surface, 100, torch.float64)
     with on_reference():
-        fallback = evaluate(fused_mlp, COLOR, 100, torch.float32, precision=precision)
+        fallback = evaluate(fused_mlp, spec, 100, torch.float32, precision=precision)
         assert_near(fallback, native, torch.float32 if precision == "fp32" else torch.bfloat16)
-        fallback = evaluate_jacobian(mlp_value_and_jacobian, SURFACE, 100, torch.float64)
+        fallback = evaluate_jacobian(mlp_value_and_jacobian, surface, 100, torch.float64)
         assert_near(fallback, native_jacobian, torch.float64)
 
 
@@ -365,7 +441,7 @@ def test_the_fallback_computes_the_same(precision):
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize("spec", [DENSITY, COLOR, SURFACE], ids=["density", "color", "surface"])
+@pytest.mark.parametrize("spec", [DENSITY, COLOR, SURFACE, WIDE], ids=["density", "color", "surface", "wide"])
 def test_a_bad_input_spoils_its_row_only(spec, bad, precision):
     x, flat = numbers(100, spec.inputs).float(), parameters_of(spec).float()
     good = fused_mlp(x, flat, spec, precision=precision)
@@ -405,25 +481,38 @@ def test_opcheck():
         check(ops.mlp_jacobian_backward.default, args)
 
 
-def test_compiles_into_one_graph():
+def test_opcheck_of_a_wide_network():
+    spec = module.shape_numbers(WIDE)
+    x, flat = numbers(50, 39).requires_grad_(), parameters_of(WIDE).requires_grad_()
+    check, ops = torch.library.opcheck, torch.ops.polyfield
+    check(ops.fused_mlp_keeping.default, (x, flat, spec, False))
+    x, flat = x.detach(), flat.detach()
+    _, kept = ops.fused_mlp_keeping(x, flat, spec, False)
+    check(ops.fused_mlp_backward.default, (numbers(50, 5), x, flat, spec, False, True, True, kept))
+    check(ops.mlp_jacobian.default, (x, numbers(50, 3, 39, seed=4), flat, spec))
+    check(ops.fused_mlp_keeping.default, (x.float(), flat.float(), spec, True))
+
+
+@pytest.mark.parametrize("spec", [SURFACE, WIDE], ids=["surface", "wide"])
+def test_compiles_into_one_graph(spec):
     def loss(x, tangents, flat):
-        value, jacobian = mlp_value_and_jacobian(x, tangents, flat, SURFACE)
+        value, jacobian = mlp_value_and_jacobian(x, tangents, flat, spec)
         eikonal = (jacobian[..., 0].norm(dim=1) - 1).square().mean()
-        return fused_mlp(x, flat, SURFACE).square().mean() + value.square().mean() + eikonal
+        return fused_mlp(x, flat, spec).square().mean() + value.square().mean() + eikonal
 
     grads = []
     for function in (loss, torch.compile(loss, fullgraph=True, backend="aot_eager")):
-        flat = parameters_of(SURFACE).requires_grad_()
-        function(numbers(33, 35), numbers(33, 3, 35, seed=4), flat).backward()
+        flat = parameters_of(spec).requires_grad_()
+        function(numbers(33, spec.inputs), numbers(33, 3, spec.inputs, seed=4), flat).backward()
         grads.append(flat.grad)
     torch.testing.assert_close(*grads)
 
 
 def test_initial_parameters_follow_glorot_and_the_generator():
-    spec = MlpSpec(inputs=30, outputs=5, width=64, hidden_layers=2, bias=True)
+    spec = MlpSpec(inputs=30, outputs=5, width=64, hidden_layers=3, bias=True, skip=2)
     flat = initial_parameters(spec, generator(3))
     assert torch.equal(flat, initial_parameters(spec, generator(3)))
-    assert flat.shape == (spec.parameter_count,) == (64 * 31 + 64 * 65 + 5 * 65,)
+    assert flat.shape == (spec.parameter_count,) == (64 * 31 + 64 * 65 + 64 * (64 + 31) + 5 * 65,)
     at = 0
     for out, size in spec.layer_shapes:
         bound = math.sqrt(6 / (out + size))
@@ -463,9 +552,12 @@ def test_error_texts():
 @pytest.mark.parametrize(
     ("wrong", "text"),
     [
-        ({"width": 48}, r"width must be one of \(16, 32, 64, 128\); got 48"),
-        ({"hidden_layers": 0}, r"hidden_layers must be 1 to 4; got 0"),
-        ({"hidden_layers": 5}, r"hidden_layers must be 1 to 4; got 5"),
+        ({"width": 48}, r"width must be one of \(16, 32, 64, 128, 256\); got 48"),
+        ({"hidden_layers": 0}, r"hidden_layers must be 1 to 8; got 0"),
+        ({"hidden_layers": 9}, r"hidden_layers must be 1 to 8; got 9"),
+        ({"hidden_layers": 3, "skip": 3}, r"skip must be None or the number of a hidden layer .* = 2; got 3"),
+        ({"hidden_layers": 3, "skip": 0}, r"skip must be None or the number of a hidden layer .* = 2; got 0"),
+        ({"hidden_layers": 1, "skip": 1}, r"skip must be None or .*after the first, 1 to hidden_layers - 1 = 0; got 1"),
         ({"inputs": 0}, r"inputs and outputs must be at least 1; got 0 and 3"),
         ({"hidden_activation": "gelu"}, r"hidden_activation must be one of none, relu, softplus, sine; got 'gelu'"),
         ({"output_activation": "relu"}, r"output_activation must be one of none, sigmoid, exp; got 'relu'"),

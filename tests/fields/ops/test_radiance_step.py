@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 
 import pytest
@@ -119,6 +120,7 @@ def test_bf16_gradients_stay_within_three_percent():
         {"sh_bands": 2},
         {"sh_bands": 1, "width": 16, "layers": 1},
         {"width": 128, "layers": 4},
+        {"width": 256, "layers": 5},
         {"hidden": "softplus", "width": 32},
         {"grid": HashGridSpec(levels=5, channels=4, base_resolution=4, finest_resolution=64, log2_table_size=8)},
         {"grid": HashGridSpec(levels=3, channels=1, base_resolution=4, finest_resolution=32, log2_table_size=8)},
@@ -251,6 +253,8 @@ def test_wrong_inputs_are_named():
         radiance_gradients(batch, parameters, spec, precision="fp16")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="networks must map"):
         RadianceSpec(grid=spec.grid, density=spec.density, color=spec.color, sh_bands=2)
+    with pytest.raises(ConfigError, match="no skip connections; set skip=None or use the composed operators"):
+        RadianceSpec(grid=spec.grid, density=spec.density, color=dataclasses.replace(spec.color, skip=1))
 
 
 def test_without_the_library_the_error_names_the_way_out(monkeypatch):
