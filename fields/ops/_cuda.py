@@ -47,6 +47,7 @@ FILES = {
     "pf_march": "march",
     "pf_pack": "march",
     "pf_factored": "factored_grid",
+    "pf_sparse": "sparse_grid",
     "pf_mlp": "mlp",
     "pf_radiance": "radiance",
 }
