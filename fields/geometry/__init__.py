@@ -10,6 +10,7 @@ from .cameras import Projected as Projected
 from .cameras import Rays as Rays
 from .contraction import CONTRACTIONS as CONTRACTIONS
 from .contraction import UNCONTRACTIONS as UNCONTRACTIONS
+from .contraction import to_unit_cube as to_unit_cube
 from .normalisation import CaptureKind as CaptureKind
 from .normalisation import Normalisation as Normalisation
 from .normalisation import check_poses as check_poses
