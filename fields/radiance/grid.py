@@ -33,11 +33,17 @@ EMPTY = {"exp": -8.0, "softplus": -8.0, "relu": 0.0}
 """Raw density where no row is: next to nothing."""
 FIRST_DENSITY = 0.1
 """Per scene unit: the cube begins as a haze that lets most light through (Plenoxels: 0.1)."""
-LEAST_THICKNESS = 0.01
-"""Optical thickness of an edge of the lattice below which a vertex counts as empty (as `OccupancyGrid.threshold`)."""
+LEAST_THICKNESS = 0.05
+"""Optical thickness of an edge of the lattice below which a vertex counts as empty: with 0.01, that of
+`OccupancyGrid`, haze kept twice as many vertices alive (lego, 256 cells)."""
+GAIN = 4.0
+"""Of the sigmoid of colours: its slope in the middle is then 1, as without a sigmoid."""
 VARIATION_SHARE = 0.01
 """Of the rows whose variation a step looks at (Plenoxels: 1 %)."""
 MOST_VERTICES = 2**30
+"""Of a box: an index of 4 GiB."""
+MOST_ROWS = 2**26
+"""Of a field: 7 GiB with nine values a colour (Plenoxels: 44 million)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,11 +62,11 @@ class GridFieldConfig:
     """A refinement that would need more vertices than this does not take place."""
     sh_bands: int = 3
     """Bands of the spherical harmonics of colour (Plenoxels: 3, nine values a channel)."""
-    density_activation: Literal["exp", "softplus", "relu"] = "relu"
+    density_activation: Literal["exp", "softplus", "relu"] = "exp"
     """Applied in compositing; see `ops.activations`."""
-    density_lr: float = 2.0
+    density_lr: float = 0.3
     """Adam's learning rate of raw densities."""
-    color_lr: float = 2e-2
+    color_lr: float = 5e-2
     """Adam's learning rate of spherical harmonics."""
     density_variation: float = 1e-5
     """Weight of the total variation of raw densities, until the last refinement (Plenoxels: 1e-5)."""
@@ -86,13 +92,16 @@ class GridFieldConfig:
         if not 0 <= self.doublings <= len(STAGES) or not 0 <= self.stage <= self.doublings:
             text = f"0 <= stage <= doublings <= {len(STAGES)} must hold"
             raise ConfigError(f"{text}; got {self.stage} and {self.doublings}")
+        if not 1 <= self.most_rows <= MOST_ROWS:
+            raise ConfigError(f"most_rows must be 1 to {MOST_ROWS}; got {self.most_rows}")
         if not 4 <= self.first_cells <= 512:
             raise ConfigError(f"first_cells must be 4 to 512; got {self.first_cells}")
-        low, high = self.corners
-        inside = all(type(v) is int for v in (*low, *high)) and len(low) == len(high) == 3
-        if not inside or not all(0 <= a < b <= self.cells for a, b in zip(low, high, strict=True)):
+        whole = isinstance(self.box, tuple) and len(self.box) in (0, 6) and all(type(v) is int for v in self.box)
+        if not whole or not all(0 <= a < b <= self.cells for a, b in zip(*self.corners, strict=True)):
             raise ConfigError(f"box must be a first and a last vertex from 0 to {self.cells}; got {self.box}")
-        if not 0 <= self.rows <= min(math.prod(self.shape), self.most_rows) or math.prod(self.shape) > MOST_VERTICES:
+        vertices = math.prod(self.shape)
+        small = vertices <= (MOST_VERTICES if self.rows else MOST_ROWS)
+        if not small or not 0 <= self.rows <= min(vertices, self.most_rows):
             text = f"rows must be at most the vertices of the box, {self.shape}, and most_rows ({self.most_rows})"
             raise ConfigError(f"{text}; got {self.rows}")
 
@@ -180,7 +189,7 @@ class GridField(RadianceField):
             raise ShapeError("the colours of a grid field depend on the positions: give x (N, 3)")
         basis = spherical_harmonics(directions, self.config.sh_bands)
         values = sparse_grid_sample(self.to_unit(x), self.harmonics, self.index)
-        return torch.sigmoid((values.unflatten(1, (3, -1)) * basis[:, None]).sum(2))
+        return torch.sigmoid((values.unflatten(1, (3, -1)) * (GAIN * basis)[:, None]).sum(2))
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         return [

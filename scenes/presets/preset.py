@@ -6,8 +6,8 @@ import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from ...fields.optim.radiance import RadianceTaskConfig
 from ...fields.errors import ConfigError
+from ...fields.optim.radiance import RadianceTaskConfig
 from ...fields.radiance import EncodedFieldConfig, FieldConfig
 from ...fields.render import MarchConfig
 from ..scene import Scene

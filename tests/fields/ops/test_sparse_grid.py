@@ -137,9 +137,7 @@ def test_answers_without_the_native_library():
     x, rows, index = make(50, 5)
     native = *everything(x, rows, index), variation(rows, index, 3, 40)[0]
     with on_reference():
-        for mine, theirs in zip(
-            native, (*everything(x, rows, index), variation(rows, index, 3, 40)[0]), strict=True
-        ):
+        for mine, theirs in zip(native, (*everything(x, rows, index), variation(rows, index, 3, 40)[0]), strict=True):
             torch.testing.assert_close(mine, theirs)
 
 
@@ -217,7 +215,7 @@ def test_error_texts():
         sparse_grid_sample(x, rows.float(), index)
     with pytest.raises(ShapeError, match=r"rows must be \(V, C\) with C at least 1 and V below 2\^31; got \(5,\)"):
         sparse_grid_sample(x, rows[:5, 0], index)
-    with pytest.raises(ShapeError, match=r"index must be \(X, Y, Z\) int32, contiguous, each at least 2; got \(5, 4, 1"):
+    with pytest.raises(ShapeError, match=r"index must be \(X, Y, Z\) int32, contiguous, each at least 2; got \(5, 4"):
         sparse_grid_sample(x, rows, index[:, :, :1].contiguous())
     with pytest.raises(ShapeError, match=r"index must be .* got \(5, 4, 7\) torch.int64"):
         sparse_grid_sample(x, rows, index.long())
