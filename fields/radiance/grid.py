@@ -58,8 +58,9 @@ class GridFieldConfig:
     """Cells along each side of the cube at the start."""
     doublings: int = 2
     """How often their number doubles, at `STAGES`."""
-    most_rows: int = 1 << 24
-    """A refinement that would need more vertices than this does not take place."""
+    most_rows: int = 1 << 22
+    """A refinement that would need more vertices than this does not take place. Training takes some 800 bytes a row:
+    values, gradients, two moments and a copy to fall back to."""
     sh_bands: int = 3
     """Bands of the spherical harmonics of colour (Plenoxels: 3, nine values a channel)."""
     density_activation: Literal["exp", "softplus", "relu"] = "exp"

@@ -20,7 +20,10 @@ from polyfield.fields import Model
 from polyfield.fields.errors import ConfigError, FormatError
 from polyfield.fields.formats.model_file import read_tensors, write_tensors
 from polyfield.fields.ops import _cpu
+from polyfield.fields.radiance import GridFieldConfig
 from polyfield.scenes import TrainOptions, train_scene
+from polyfield.scenes.presets import grid_preset
+from polyfield.scenes.train import PRESETS
 
 pytestmark = pytest.mark.skipif(_cpu.level() == "reference", reason="training by the torch references takes minutes")
 FAST = {"samples": 4096, "evaluate_every": 20, "precision": "fp32"}
@@ -37,6 +40,16 @@ def lines(folder: Path) -> list[dict]:
 def same_models(a: Path, b: Path) -> bool:
     x, y = (read_tensors(f / "model.safetensors", kind="model")[1] for f in (a, b))
     return set(x) == set(y) and all(torch.equal(x[k], y[k]) for k in x)
+
+
+@pytest.fixture(autouse=True)
+def few_voxels(monkeypatch):
+    """A lattice as fine as pictures of 24 pixels can tell."""
+
+    def preset(scene):
+        return replace(grid_preset(scene), field=GridFieldConfig(first_cells=12))
+
+    monkeypatch.setitem(PRESETS, "grid", preset)
 
 
 @pytest.mark.slow
