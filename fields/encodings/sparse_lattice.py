@@ -17,7 +17,7 @@ _CHUNK = 1 << 18  # rows of one pass: their eight parents take some 250 MB at 27
 class Lattice(NamedTuple):
     """Vertices of a sparse grid."""
 
-    index: Tensor
+    row_of: Tensor
     """(X, Y, Z) int32: row of each vertex of the box, in order; -1 where there is none."""
     low: tuple[int, int, int]
     """The first vertex of the box."""
