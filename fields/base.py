@@ -71,7 +71,8 @@ class RadianceField(nn.Module, ABC):
 
     @abstractmethod
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Groups for an optimiser: dicts with `name`, `params` and `lr`."""
+        """Groups for an optimiser: dicts with `name`, `params` and `lr`; with `lazy` true, rows without gradient stay
+        as they are (`ops.adam`)."""
 
     def grow(self, progress: float, occupied: Callable[[], Tensor]) -> bool:
         """Refine the representation as its training goes on; called before every step. Most fields never do.
@@ -85,9 +86,16 @@ class RadianceField(nn.Module, ABC):
         """
         return False
 
+    def add_prior_gradients(self, step: int, seed: int) -> None:
+        """Add to the parameters' gradients those of what the field wants of them whatever the images are, such as
+        smoothness; called in training after the images' were found. Random draws depend on (seed, step) alone."""
+
     def growth(self) -> dict[str, Any]:
         """How far it has grown, as JSON values."""
         return {}
 
     def regrow(self, growth: dict[str, Any]) -> None:
         """Take the shape that `growth` described; values are then undefined."""
+
+    def check(self) -> None:
+        """Called after tensors were read from a file: ConfigError where they contradict one another."""

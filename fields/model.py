@@ -82,5 +82,9 @@ class Model:
             raise FormatError(f"{path}: header is not a Polyfield model's: {error}") from error
         fill_module(path, representation, "representation.", tensors)
         fill_module(path, occupancy, "occupancy.", tensors)
+        try:
+            representation.check()
+        except ConfigError as error:
+            raise FormatError(f"{path}: {error}") from error
         representation, occupancy = representation.to(device), occupancy.to(device)
         return Model(representation, occupancy, march, to_dataset, background, provenance)

@@ -32,11 +32,11 @@ from ..fields.optim.radiance import RadianceTask
 from ..fields.radiance import FIELDS
 from ..fields.render import BACKGROUNDS, OccupancyGrid, render, render_rays
 from .device import Device, pick_device
-from .presets import Preset, hash_preset, tensor_preset
+from .presets import Preset, grid_preset, hash_preset, tensor_preset
 from .rays import SceneRays
 from .scene import Scene
 
-PRESETS: dict[str, Callable[[Scene], Preset]] = {"hash": hash_preset, "tensor": tensor_preset}
+PRESETS: dict[str, Callable[[Scene], Preset]] = {"hash": hash_preset, "tensor": tensor_preset, "grid": grid_preset}
 """Model kind -> what to train it with, by looking at the scene."""
 
 
@@ -44,8 +44,9 @@ PRESETS: dict[str, Callable[[Scene], Preset]] = {"hash": hash_preset, "tensor": 
 class TrainOptions:
     """What a user decides about a training run."""
 
-    model: Literal["hash", "tensor"] = "hash"
-    """Kind of field: hash (a hash grid, the quickest to learn) or tensor (planes times lines, TensoRF)."""
+    model: Literal["hash", "tensor", "grid"] = "hash"
+    """Kind of field: hash (a hash grid, the quickest to learn), tensor (planes times lines, TensoRF) or grid (sparse
+    voxels with spherical harmonics and no network, Plenoxels)."""
     max_steps: int | None = None
     """Total optimisation steps. Default: by time."""
     max_seconds: float | None = None
@@ -175,9 +176,9 @@ class _Session:
         self.state = LoopState()
         self.precision = options.precision
         self.device = pick_device(options.device)
-        if self.precision == "auto":
-            self.precision = "bf16" if has_bf16(self.device) else "fp32"
         preset = PRESETS[options.model](scene)
+        if self.precision == "auto":
+            self.precision = "bf16" if preset.has_networks and has_bf16(self.device) else "fp32"
         if self.device.type == "cuda":
             preset = preset.for_cuda()
         elif _cpu.level() == "reference":
@@ -189,8 +190,7 @@ class _Session:
             exposure=options.exposure,
             samples=options.samples or preset.task.samples,
         )
-        field = dataclasses.replace(preset.field, precision=self.precision)
-        self.preset = preset = dataclasses.replace(preset, task=task, field=field)
+        self.preset = preset = dataclasses.replace(preset, task=task).with_precision(self.precision)
         field = FIELDS[options.model][0]
         self.field = field(preset.field, seed=options.seed).to(self.device)
         self.occupancy = OccupancyGrid(cascades=preset.cascades, resolution=preset.resolution).to(self.device)
@@ -311,6 +311,10 @@ class _Session:
         with torch.no_grad():
             for name, tensor in current.items():
                 tensor.copy_(tensors[name])
+        try:
+            self.field.check()
+        except ConfigError as error:
+            raise FormatError(f"{path}: {error}") from error
         self.occupancy.load_state_dict(
             {k.removeprefix("occupancy."): v for k, v in tensors.items() if k.startswith("occupancy.")}
         )

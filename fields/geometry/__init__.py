@@ -17,6 +17,7 @@ from .meshes import check_mesh as check_mesh
 from .meshes import make_icosphere as make_icosphere
 from .meshes import merge_vertices as merge_vertices
 from .meshes import sample_surface as sample_surface
+from .contraction import to_unit_cube as to_unit_cube
 from .normalisation import CaptureKind as CaptureKind
 from .normalisation import Normalisation as Normalisation
 from .normalisation import check_poses as check_poses

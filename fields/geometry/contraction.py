@@ -72,3 +72,11 @@ UNCONTRACTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "cube": uncontract_cube,
 }
 """The inverses, by the same names."""
+
+
+def to_unit_cube(x: Tensor, contraction: str, extent: float) -> Tensor:
+    """Scene positions (N, 3) to the [0, 1]^3 that a field covers: the cube of half side `extent` round the origin with
+    contraction "none" (`extent` counts nothing else), or all of space."""
+    if contraction == "none":
+        return x * (0.5 / extent) + 0.5
+    return CONTRACTIONS[contraction](x) * 0.25 + 0.5

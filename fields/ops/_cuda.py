@@ -48,6 +48,7 @@ FILES = {
     "pf_pack": "march",
     "pf_factored": "factored_grid",
     "pf_mesh": "mesh",
+    "pf_sparse": "sparse_grid",
     "pf_mlp": "mlp",
     "pf_radiance": "radiance",
 }

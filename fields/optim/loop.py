@@ -170,6 +170,7 @@ def optimise(task: Task, config: LoopConfig, hooks: Sequence[Hook] = (), state: 
         with _deferred_interrupt(interrupted):
             if task.grow(_progress(state, config)):
                 snapshot = _Snapshot(task, state)
+                marks.clear()  # steps take longer from here on
             result = task.step(state.step, lr_scale(state.step, state, config))
             state.step += 1
             state.seconds = clock.seconds
@@ -205,9 +206,9 @@ def _plan_from_steps(state: LoopState, config: LoopConfig) -> None:
 
 
 def _plan_from_speed(state: LoopState, config: LoopConfig, marks: list[tuple[int, float]]) -> None:
-    """Fix the number of steps once. The speed is that of the second half of what was measured, since the first steps
-    march through space that is not yet known to be empty; 6 % stay in reserve, since steps grow a little (rays are
-    added as the scene empties) and the model is yet to be saved."""
+    """Fix the number of steps once. The speed is that of the second half of what was measured since the task last grew,
+    for the first steps march through space that is not yet known to be empty; 6 % stay in reserve, since steps grow a
+    little (rays are added as the scene empties) and the model is yet to be saved."""
     budget = config.max_seconds
     assert budget is not None
     if state.seconds < config.measure_share * budget:

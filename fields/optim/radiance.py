@@ -139,6 +139,7 @@ class RadianceTask:
             for group in self.field.parameter_groups()
             for k, p in enumerate(group["params"])
         } | self.extra
+        self.lazy = {group["name"] for group in self.field.parameter_groups() if group.get("lazy", False)}
         self.moments = {
             name: (torch.zeros_like(p, requires_grad=False), torch.zeros_like(p, requires_grad=False))
             for name, (p, _) in self.parameters.items()
@@ -176,6 +177,7 @@ class RadianceTask:
         for name, (parameter, _) in self.parameters.items():
             out[name] = parameter.detach()
             out[f"{name}.m"], out[f"{name}.v"] = self.moments[name]
+        out |= {f"field.{k}": v for k, v in self.field.named_buffers()}
         return out | {f"occupancy.{k}": v for k, v in self.occupancy.state_dict().items()}
 
     def scalars(self) -> dict[str, Any]:
@@ -360,6 +362,7 @@ class RadianceTask:
         for parameter, _ in self.parameters.values():
             parameter.grad = None
         total.backward()
+        field.add_prior_gradients(step, self.seed)
         finite = bool(torch.isfinite(total.detach())) and all(
             p.grad is None or bool(torch.isfinite(p.grad.sum())) for p, _ in self.parameters.values()
         )
@@ -372,7 +375,7 @@ class RadianceTask:
                         *self.moments[name],
                         step=step + 1,
                         lr=lr * lr_scale,
-                        skip_untouched=name == "table",
+                        skip_untouched=name in self.lazy,
                     )
         return loss.item(), finite, float(error.detach().square().mean())
 

@@ -2,15 +2,21 @@
 
 from collections.abc import Callable
 
+from ..base import RadianceField
 from .encoded import EncodedField as EncodedField
 from .encoded import EncodedFieldConfig as EncodedFieldConfig
+from .grid import GridField as GridField
+from .grid import GridFieldConfig as GridFieldConfig
 from .hash import HashField as HashField
 from .hash import HashFieldConfig as HashFieldConfig
 from .tensor import TensorField as TensorField
 from .tensor import TensorFieldConfig as TensorFieldConfig
 
-FIELDS: dict[str, tuple[Callable[..., EncodedField], type[EncodedFieldConfig]]] = {
+FieldConfig = EncodedFieldConfig | GridFieldConfig
+"""What a field can be made of."""
+FIELDS: dict[str, tuple[Callable[..., RadianceField], type[FieldConfig]]] = {
     "hash": (HashField, HashFieldConfig),
     "tensor": (TensorField, TensorFieldConfig),
+    "grid": (GridField, GridFieldConfig),
 }
 """Name on the command line and in files -> (class, config class)."""

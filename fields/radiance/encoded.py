@@ -17,7 +17,7 @@ from torch import Tensor
 from ..base import Geometry, RadianceField
 from ..encodings import FactoredGridEncoding, HashGridEncoding
 from ..errors import ConfigError
-from ..geometry import CONTRACTIONS
+from ..geometry import CONTRACTIONS, to_unit_cube
 from ..networks import MLP
 from ..ops.fused_mlp import MlpSpec
 from ..ops.spherical_harmonics import spherical_harmonics
@@ -100,9 +100,7 @@ class EncodedField(RadianceField):
 
     def to_unit(self, x: Tensor) -> Tensor:
         """Scene positions (N, 3) to the grid's [0, 1]^3."""
-        if self.contraction == "none":
-            return x * (0.5 / self.config.extent) + 0.5
-        return CONTRACTIONS[self.contraction](x) * 0.25 + 0.5
+        return to_unit_cube(x, self.contraction, self.config.extent)
 
     def geometry(self, x: Tensor, *, time: Tensor | None = None, footprint: Tensor | None = None) -> Geometry:
         out = self.density(self.encoding(self.to_unit(x)))
@@ -123,7 +121,7 @@ class EncodedField(RadianceField):
     def parameter_groups(self) -> list[dict[str, Any]]:
         lr = self.config.lr
         return [
-            {"name": "table", "params": [self.encoding.table], "lr": lr},
+            {"name": "table", "params": [self.encoding.table], "lr": lr, "lazy": True},
             {"name": "density", "params": list(self.density.parameters()), "lr": lr},
             {"name": "color", "params": list(self.color.parameters()), "lr": lr},
         ]

@@ -1,5 +1,6 @@
 """What to train with, by capture kind and model kind."""
 
+from .grid import grid_preset as grid_preset
 from .hash import hash_preset as hash_preset
 from .preset import Preset as Preset
 from .tensor import tensor_preset as tensor_preset

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import Literal
 
+from ...fields.errors import ConfigError
 from ...fields.optim.radiance import RadianceTaskConfig
-from ...fields.radiance import EncodedFieldConfig
+from ...fields.radiance import EncodedFieldConfig, FieldConfig
 from ...fields.render import MarchConfig
 from ..scene import Scene
 
@@ -15,7 +17,7 @@ from ..scene import Scene
 class Preset:
     """Everything that a training run is set up from."""
 
-    field: EncodedFieldConfig
+    field: FieldConfig
     march: MarchConfig
     task: RadianceTaskConfig
     cascades: int
@@ -36,10 +38,29 @@ class Preset:
     def for_cuda(self) -> Preset:
         """Larger and fewer steps, with the settings of instant-ngp: a GPU is filled by 2^18 samples, not by 2^16."""
         task = replace(self.task, samples=1 << 18, max_rays=1 << 18)
+        if not isinstance(self.field, EncodedFieldConfig):
+            return replace(self, task=task)
         return replace(self, task=task, field=replace(self.field, lr=1e-2))
 
+    @property
+    def has_networks(self) -> bool:
+        """Whether the field has networks to be multiplied in one precision or another."""
+        return isinstance(self.field, EncodedFieldConfig)
 
-def preset_of(scene: Scene, field: EncodedFieldConfig) -> Preset:
+    def with_precision(self, precision: Literal["fp32", "bf16"]) -> Preset:
+        """With the networks' multiplications in that precision.
+
+        Raises:
+            ConfigError: bf16 is asked of a field without networks.
+        """
+        if isinstance(self.field, EncodedFieldConfig):
+            return replace(self, field=replace(self.field, precision=precision))
+        if precision == "bf16":
+            raise ConfigError("this kind of field has no networks to compute in bf16; leave out --precision")
+        return self
+
+
+def preset_of(scene: Scene, field: FieldConfig) -> Preset:
     """Settings that depend on how the scene was captured.
 
     Object captures fill the unit box; forward-facing and 360-degree captures get cascades around it, out to 8 times the

@@ -26,6 +26,7 @@ from polyfield.fields.ops.march import march_rays, pack_waves, trim_samples
 from polyfield.fields.ops.mesh_bvh import build_bvh, closest_points, ray_hits, winding_numbers
 from polyfield.fields.ops.occupancy import decay_and_max_, pack_bitfield, sample_cells
 from polyfield.fields.ops.ray_box import intersect_box
+from polyfield.fields.ops.sparse_grid import add_variation_gradient_, sparse_grid_sample
 from polyfield.fields.ops.spherical_harmonics import spherical_harmonics
 
 SIZES = (1, 33, 300)
@@ -50,13 +51,24 @@ def encodings(n: int, dtype: torch.dtype) -> None:
     x = torch.rand(n, 3, dtype=dtype).requires_grad_()
     table = torch.rand(SPEC.entries, 2, dtype=dtype).requires_grad_()
     texels = torch.rand(PLANES.parameter_count, dtype=dtype).requires_grad_()
-    encodings = (spherical_harmonics(x), frequency_encode(x, 3), hash_encode(x, table, SPEC))
+    index = torch.arange(120, dtype=torch.int32).reshape(4, 5, 6)
+    rows = torch.rand(120, 5, dtype=dtype).requires_grad_()
+    add_variation_gradient_(
+        torch.zeros_like(rows), rows.detach(), index, index.flatten(), first=7, count=min(n, 120), weight=0.5
+    )
+    encodings = (
+        spherical_harmonics(x),
+        frequency_encode(x, 3),
+        hash_encode(x, table, SPEC),
+        sparse_grid_sample(x, rows, index),
+    )
     for y in (*encodings, factored_encode(x, texels, PLANES)):
         y.sum().backward()
     for value, jacobian in (hash_value_and_jacobian(x, table, SPEC), frequency_value_and_jacobian(x, 3)):
         (value.sum() + jacobian.sum()).backward()
     torch.use_deterministic_algorithms(True)
-    (hash_encode(x, table, SPEC).sum() + factored_encode(x, texels, PLANES).sum()).backward()
+    planes, voxels = factored_encode(x, texels, PLANES), sparse_grid_sample(x, rows, index)
+    (hash_encode(x, table, SPEC).sum() + planes.sum() + voxels.sum()).backward()
     torch.use_deterministic_algorithms(False)
     if dtype == torch.float32:
         hash_encode(x.detach(), table.detach().half(), SPEC)

@@ -20,7 +20,10 @@ from polyfield.fields import Model
 from polyfield.fields.errors import ConfigError, FormatError
 from polyfield.fields.formats.model_file import read_tensors, write_tensors
 from polyfield.fields.ops import _cpu
+from polyfield.fields.radiance import GridFieldConfig
 from polyfield.scenes import TrainOptions, train_scene
+from polyfield.scenes.presets import grid_preset
+from polyfield.scenes.train import PRESETS
 
 pytestmark = pytest.mark.skipif(_cpu.level() == "reference", reason="training by the torch references takes minutes")
 FAST = {"samples": 4096, "evaluate_every": 20, "precision": "fp32"}
@@ -39,6 +42,16 @@ def same_models(a: Path, b: Path) -> bool:
     return set(x) == set(y) and all(torch.equal(x[k], y[k]) for k in x)
 
 
+@pytest.fixture(autouse=True)
+def few_voxels(monkeypatch):
+    """A lattice as fine as pictures of 24 pixels can tell."""
+
+    def preset(scene):
+        return replace(grid_preset(scene), field=GridFieldConfig(first_cells=12))
+
+    monkeypatch.setitem(PRESETS, "grid", preset)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "steps", "least", "gain"),
@@ -51,6 +64,7 @@ def same_models(a: Path, b: Path) -> bool:
         ({"distortion": 0.01}, 150, 28, 10),
         ({"refine_poses": True}, 150, 28, 10),
         ({"model": "tensor"}, 300, 22, 8),  # slower here than hash: 19.1 dB after 150 steps, 24.4 after 300, one seed
+        ({"model": "grid"}, 300, 22, 8),
     ],
     ids=str,
 )
@@ -108,8 +122,9 @@ def start(folder: Path, steps: int, mode: str) -> subprocess.Popen:
     return subprocess.Popen([sys.executable, "-c", textwrap.dedent(SCRIPT), str(folder), str(steps), mode, *sys.path])
 
 
-def test_a_run_that_has_grown_resumes_to_the_same_bits(tmp_path):
-    growing = {"model": "tensor", "checkpoint_every": 4}
+@pytest.mark.parametrize("model", ["tensor", "grid"])
+def test_a_run_that_has_grown_resumes_to_the_same_bits(tmp_path, model):
+    growing = {"model": model, "checkpoint_every": 4}
     run(tmp_path / "whole", 16, **growing)
     with pytest.raises(KeyboardInterrupt):
         _interrupted_at(tmp_path / "cut", 6, 16, **growing)
@@ -168,6 +183,27 @@ def test_a_checkpoint_with_another_header_is_refused(tmp_path):
         write_tensors(path, kept | {"task": header["task"] | {"growth": growth}}, tensors)
         with pytest.raises(FormatError, match="header is not a checkpoint's"):
             run(tmp_path / "run", 4, resume=True, model="tensor")
+
+
+def test_a_checkpoint_of_voxels_with_another_header_is_refused(tmp_path):
+    run(tmp_path / "run", 2, model="grid")
+    path = tmp_path / "run" / "checkpoint.safetensors"
+    header, tensors = read_tensors(path, kind="checkpoint")
+    kept = {k: v for k, v in header.items() if k not in ("format", "version")}
+    good = {"doublings": 2, "stage": 1, "box": [0, 0, 0, 9, 9, 9], "rows": 900}
+    for change in ({"rows": 1001}, {"rows": "x"}, {"box": 5}, {"box": [0, 0, 0, 9, 9, "9"]}, {"stage": 3}):
+        write_tensors(path, kept | {"task": header["task"] | {"growth": good | change}}, tensors)
+        with pytest.raises(FormatError, match="header is not a checkpoint's"):
+            run(tmp_path / "run", 4, resume=True, model="grid")
+    tensors["field.index"][0, 0, 0] = 2**31 - 1
+    write_tensors(path, kept, tensors)
+    with pytest.raises(FormatError, match="index must number the"):
+        run(tmp_path / "run", 4, resume=True, model="grid")
+
+
+def test_bf16_is_refused_where_there_are_no_networks(tmp_path):
+    with pytest.raises(ConfigError, match="no networks to compute in bf16; leave out --precision"):
+        run(tmp_path / "run", 2, model="grid", precision="bf16")
 
 
 def test_steps_and_seconds_together_are_refused(tmp_path):

@@ -6,7 +6,7 @@
 // unit interval: x in [0, 1] is at x (resolution - 1), blended linearly between neighbours. Positions outside are taken
 // at the nearest point inside and have derivative zero along that axis; NaN counts as 0.
 #pragma once
-#include "common.h"
+#include "grid_place.h"
 
 namespace polyfield {
 
@@ -19,18 +19,6 @@ struct GridFactor {
   i64 first;                       // of its values in the parameters; texel (b, a) begins at (b resolution_a + a) C
   i64 channels;
   i64 column;  // of its term in the encoding; factors of one term follow one another
-};
-
-// Where a coordinate lies among `resolution` texels.
-template <class T> struct GridPlace {
-  i64 low;
-  T fraction, slope;  // slope: d fraction / d x
-  PF_HD GridPlace(T x, i64 resolution) {
-    const T p = unit_clamp(x) * T(resolution - 1);
-    low = min_of(i64(p), resolution - 2);
-    fraction = p - T(low);
-    slope = x >= T(0) && x <= T(1) ? T(resolution - 1) : T(0);
-  }
 };
 
 // The texels round a position and how they blend.

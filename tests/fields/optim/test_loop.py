@@ -97,6 +97,19 @@ def test_paused_work_does_not_count():
     assert clock.seconds < 0.04
 
 
+def test_steps_are_planned_by_their_speed_since_the_task_grew():
+    class Slowing(Descent):
+        def grow(self, progress):
+            if progress < 0.3 or self.seconds == 0.1:
+                return False
+            self.seconds = 0.1
+            return True
+
+    state = optimise(Slowing(seconds=0.01), LoopConfig(max_seconds=2.0, measure_share=0.45))
+    assert state.total_steps is not None
+    assert state.seconds < 3.5  # planned by the quick steps before, it takes 6 s
+
+
 def test_a_poisoned_tensor_is_rolled_back_and_the_rate_halved():
     task = Descent(poison_at=15)
     state = optimise(task, LoopConfig(max_steps=40, guard_every=10))
