@@ -10,6 +10,7 @@ from .cameras import Projected as Projected
 from .cameras import Rays as Rays
 from .contraction import CONTRACTIONS as CONTRACTIONS
 from .contraction import UNCONTRACTIONS as UNCONTRACTIONS
+from .contraction import to_unit_cube as to_unit_cube
 from .meshes import Mesh as Mesh
 from .meshes import MeshReport as MeshReport
 from .meshes import SurfaceSamples as SurfaceSamples
@@ -17,7 +18,6 @@ from .meshes import check_mesh as check_mesh
 from .meshes import make_icosphere as make_icosphere
 from .meshes import merge_vertices as merge_vertices
 from .meshes import sample_surface as sample_surface
-from .contraction import to_unit_cube as to_unit_cube
 from .normalisation import CaptureKind as CaptureKind
 from .normalisation import Normalisation as Normalisation
 from .normalisation import check_poses as check_poses

@@ -9,6 +9,8 @@ from .grid import GridField as GridField
 from .grid import GridFieldConfig as GridFieldConfig
 from .hash import HashField as HashField
 from .hash import HashFieldConfig as HashFieldConfig
+from .mlp import MlpField as MlpField
+from .mlp import MlpFieldConfig as MlpFieldConfig
 from .tensor import TensorField as TensorField
 from .tensor import TensorFieldConfig as TensorFieldConfig
 
@@ -18,5 +20,6 @@ FIELDS: dict[str, tuple[Callable[..., RadianceField], type[FieldConfig]]] = {
     "hash": (HashField, HashFieldConfig),
     "tensor": (TensorField, TensorFieldConfig),
     "grid": (GridField, GridFieldConfig),
+    "mlp": (MlpField, MlpFieldConfig),
 }
 """Name on the command line and in files -> (class, config class)."""

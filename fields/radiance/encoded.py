@@ -1,4 +1,4 @@
-"""What grid-encoded radiance fields have in common: an encoding of positions, then two small networks.
+"""What encoded radiance fields have in common: an encoding of positions, then two networks.
 
 After instant-ngp (Mueller et al. 2022, arXiv 2201.05989, section 5.4): encoding -> density network (one hidden layer)
 -> raw density and F features; features and spherical harmonics of the direction -> colour network -> sigmoid. One
@@ -15,15 +15,15 @@ import torch
 from torch import Tensor
 
 from ..base import Geometry, RadianceField
-from ..encodings import FactoredGridEncoding, HashGridEncoding
+from ..encodings import FactoredGridEncoding, FrequencyEncoding, HashGridEncoding
 from ..errors import ConfigError
 from ..geometry import CONTRACTIONS, to_unit_cube
 from ..networks import MLP
 from ..ops.fused_mlp import MlpSpec
 from ..ops.spherical_harmonics import spherical_harmonics
 
-Encoding = HashGridEncoding | FactoredGridEncoding
-"""From positions in the unit cube (N, 3) to (N, features), with its values in `table`."""
+Encoding = HashGridEncoding | FactoredGridEncoding | FrequencyEncoding
+"""From positions in the unit cube (N, 3) to (N, features); what it learns, if anything, is in `table`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +37,11 @@ class EncodedFieldConfig:
     features: int = 15
     """F, the features that block 1 hands to block 2 (PVD's number)."""
     density_width: int = 64
-    """Width of the density network (16, 32, 64, 128 or 256), one hidden layer."""
+    """Width of the density network (16, 32, 64, 128 or 256)."""
+    density_layers: int = 1
+    """Hidden layers of the density network (1 to 8)."""
+    density_skip: int | None = None
+    """Hidden layer of the density network that sees the encoding again; see `ops.fused_mlp.MlpSpec`."""
     color_width: int = 64
     """Width of the colour network."""
     color_layers: int = 2
@@ -64,7 +68,7 @@ class EncodedFieldConfig:
 
 
 class EncodedField(RadianceField):
-    """Concrete fields give the encoding. Parameters: `encoding.table`, `density.parameters_flat`,
+    """Concrete fields give the encoding. Parameters: `encoding.table` if there is one, `density.parameters_flat`,
     `color.parameters_flat`."""
 
     def __init__(self, config: EncodedFieldConfig, encoding: Encoding, generator: torch.Generator) -> None:
@@ -81,7 +85,8 @@ class EncodedField(RadianceField):
                 inputs=encoding.features,
                 outputs=1 + config.features,
                 width=config.density_width,
-                hidden_layers=1,
+                hidden_layers=config.density_layers,
+                skip=config.density_skip,
             ),
             precision=config.precision,
             generator=generator,
@@ -120,8 +125,9 @@ class EncodedField(RadianceField):
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         lr = self.config.lr
+        table = list(self.encoding.parameters())
         return [
-            {"name": "table", "params": [self.encoding.table], "lr": lr, "lazy": True},
+            *([{"name": "table", "params": table, "lr": lr, "lazy": True}] if table else []),
             {"name": "density", "params": list(self.density.parameters()), "lr": lr},
             {"name": "color", "params": list(self.color.parameters()), "lr": lr},
         ]

@@ -9,7 +9,8 @@ import torch
 from polyfield.fields.errors import ConfigError, FormatError, ShapeError
 from polyfield.fields.formats.model_file import read_tensors, write_tensors
 from polyfield.fields.implicit import KINDS, GridSignal, ImplicitModel, build, config_for
-from polyfield.fields.implicit.grid import GridNetwork, GridNetworkConfig
+from polyfield.fields.implicit.grid import GridNetworkConfig
+from polyfield.fields.ops.factored_encode import FactoredGridSpec
 
 IMAGE = GridSignal("image", torch.rand(6, 9, 3))
 VOLUME = GridSignal("volume", torch.rand(4, 6, 5, 2))
@@ -47,13 +48,18 @@ def test_sampling_is_the_network_at_the_centres_whatever_the_block():
         model.sample((0, 4))
 
 
+def terms_of(config):
+    assert isinstance(config.spec, FactoredGridSpec)
+    return config.spec.terms
+
+
 def test_lines_are_a_product_and_planes_a_row_of_levels():
-    lines = GridNetwork(GridNetworkConfig(layout="lines", channels=4, finest_resolution=32, base_resolution=16))
-    assert [t.factors for t in lines.encoding.spec.terms] == [("x", "y")]
+    lines = GridNetworkConfig(layout="lines", channels=4, finest_resolution=32, base_resolution=16)
+    assert [t.factors for t in terms_of(lines)] == [("x", "y")]
     planes = GridNetworkConfig(levels=3, base_resolution=8, finest_resolution=32, aspect=(1.0, 0.5))
-    assert [t.resolution for t in planes.spec.terms] == [(8, 4, 2), (16, 8, 2), (32, 16, 2)]
+    assert [t.resolution for t in terms_of(planes)] == [(8, 4, 2), (16, 8, 2), (32, 16, 2)]
     cube = GridNetworkConfig(inputs=3, levels=1, base_resolution=8, finest_resolution=8)
-    assert [t.factors for t in cube.spec.terms] == [("xy", "xz", "yz")]
+    assert [t.factors for t in terms_of(cube)] == [("xy", "xz", "yz")]
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from polyfield.fields.radiance import FIELDS, EncodedField, EncodedFieldConfig, 
 SMALL = {
     "hash": {"grid": HashGridSpec(levels=4, base_resolution=4, finest_resolution=32, log2_table_size=10)},
     "tensor": {"components": 6, "first_voxels": 12**3, "final_voxels": 30**3},
+    "mlp": {"octaves": 3, "density_width": 16, "density_layers": 3, "density_skip": 1},
 }
 SCALE = {"hash": 3e3, "tensor": 5.0}
 """What makes the features of an untrained table matter."""
@@ -27,7 +28,8 @@ def make_field(kind: str, seed: int = 1, **changes) -> EncodedField:
     field = cls(config(**SMALL[kind], **changes), seed=seed)  # type: ignore[call-arg]
     assert isinstance(field, EncodedField)
     with torch.no_grad():
-        field.encoding.table.mul_(SCALE[kind])
+        for table in field.encoding.parameters():
+            table.mul_(SCALE[kind])
     return field
 
 
