@@ -1,4 +1,4 @@
-"""Fitting a signal: from an image, a film or a volume to a field in one file, with checkpoints and a measured quality.
+"""Fitting a signal: from an image, film, volume or mesh to a field in one file, with checkpoints and measured quality.
 
 This ties the parts together: family and settings (`fields.implicit`), the frequency it starts with (`fields.spectrum`),
 the task and the loop.
@@ -20,9 +20,11 @@ from torch import Tensor, nn
 from .. import __version__  # pyright: ignore[reportMissingImports]
 from ..fields.errors import ConfigError, FormatError
 from ..fields.formats.model_file import read_tensors, write_tensors
-from ..fields.implicit import KINDS, GridSignal, ImplicitModel, build, config_for
+from ..fields.implicit import KINDS, GridSignal, ImplicitModel, MeshSignal, build, config_for
 from ..fields.implicit.kinds import Config, Network
-from ..fields.optim.fit import FitQuality, FitTask, measure_fit
+from ..fields.implicit.signal import grid_points
+from ..fields.ops.mesh_bvh import signed_distances
+from ..fields.optim.fit import FitQuality, FitTask, measure_fit, measure_surface
 from ..fields.optim.loop import Clock, LoopConfig, LoopState, optimise
 from ..fields.spectrum import FrequencyChoice, choose_frequency
 from .device import Device, pick_device
@@ -53,6 +55,8 @@ class FitOptions:
     """Points per step; default by the family. A signal with no more points is used whole in each step."""
     lr: float = 1.0
     """Factor on the family's learning rates."""
+    grid: int = 128
+    """Cells along each axis of the cube in which a fitted mesh is compared with the original (IoU)."""
     seed: int = 0
     """Of initialisation and of the points drawn; one seed, one result on a CPU."""
     device: Device = "auto"
@@ -65,6 +69,8 @@ class FitOptions:
             raise ConfigError("give --max-steps or --max-seconds, not both")
         if self.batch is not None and not 1 <= self.batch <= 1 << 26:
             raise ConfigError(f"--batch must be 1 to {1 << 26} points; got {self.batch}")
+        if not 2 <= self.grid <= 1024:
+            raise ConfigError(f"--grid must be 2 to 1024 cells; got {self.grid}")
         if not 0 < self.lr < math.inf:
             raise ConfigError(f"--lr must be a positive factor; got {self.lr:g}")
         _ = self.number
@@ -132,7 +138,7 @@ def checkpoint_path(out: Path) -> Path:
 
 
 def choose(source: Input, options: FitOptions, report: Callable[[int, int], None] | None = None) -> FrequencyChoice:
-    """The frequency that FreSh takes for a signal (for films and volumes, by their middle slice)."""
+    """The frequency that FreSh takes for a signal (for films, volumes and surfaces, by their middle slice)."""
     family, signal = KINDS[options.field], source.signal
     config = config_for(options.field, signal)
     target = _small(signal)
@@ -179,10 +185,14 @@ def fit_signal(
         session.save_checkpoint()
         raise
     model = session.model
-    quality = measure_fit(model, source.signal)
+    signal = source.signal
+    if isinstance(signal, MeshSignal):
+        quality = measure_surface(model, signal, cells=options.grid)
+    else:
+        quality = measure_fit(model, signal)
     parameters = sum(p.numel() for p in model.network.parameters())
     result = FitResult(model, quality, state.step, state.seconds, parameters, session.choice)
-    model.provenance |= {"steps": state.step, "seconds": state.seconds, "psnr": quality.psnr, "ssim": quality.ssim}
+    model.provenance |= {"steps": state.step, "seconds": state.seconds, **quality._asdict()}
     model.save(out)
     checkpoint_path(out).unlink(missing_ok=True)
     return result
@@ -215,9 +225,10 @@ class _Session:
         network = build(options.field, config, options.seed).to(self.device)
         self.model = self._model(network)
         family = KINDS[options.field]
-        moved = dataclasses.replace(signal, values=signal.values.to(self.device))
         lr = {k: v * options.lr for k, v in family.lr.items()}
-        self.task = FitTask(network, moved, lr=lr, batch=options.batch or family.batch, seed=options.seed)
+        self.task = FitTask(
+            network, signal.to(self.device), lr=lr, batch=options.batch or family.batch, seed=options.seed
+        )
         if resume:
             self._take(header, tensors)
         return self.state
@@ -225,8 +236,10 @@ class _Session:
     def _model(self, network: Network) -> ImplicitModel:
         source = self.source
         provenance = {"input": self.name, "polyfield": __version__, "torch": torch.__version__}
-        kind, size = source.signal.kind, source.signal.size
-        return ImplicitModel(self.options.field, network, kind, size, source.low, source.high, source.fps, provenance)
+        signal = source.signal
+        cube = (*signal.corner, signal.side) if isinstance(signal, MeshSignal) else None
+        shown = (signal.kind, signal.size, source.low, source.high, source.fps, cube)
+        return ImplicitModel(self.options.field, network, *shown, provenance)
 
     # -- hooks ------------------------------------------------------------------------------------------------------
 
@@ -258,7 +271,7 @@ class _Session:
 
     def _identity(self) -> dict[str, Any]:
         """What must agree between a checkpoint and the fit that resumes it; lengths may differ."""
-        free = {"max_steps", "max_seconds", "device"}
+        free = {"max_steps", "max_seconds", "device", "grid"}
         options = {k: v for k, v in dataclasses.asdict(self.options).items() if k not in free}
         signal = self.source.signal
         return json.loads(json.dumps({**options, "signal": signal.kind, "size": signal.size, "input": self.name}))
@@ -298,8 +311,11 @@ def _number_of(header: dict[str, Any], path: Path) -> float | None:
     return None if value is None else float(value)
 
 
-def _small(signal: GridSignal) -> Tensor:
+def _small(signal: GridSignal | MeshSignal) -> Tensor:
     """(H, W, C): the image, or the middle slice, brought to `SPECTRUM_SIDE` where it is larger."""
+    if isinstance(signal, MeshSignal):
+        points = grid_points((SPECTRUM_SIDE, SPECTRUM_SIDE, 1), 0, SPECTRUM_SIDE**2)
+        return signed_distances(signal.bvh, points).reshape(SPECTRUM_SIDE, SPECTRUM_SIDE, 1)
     values = signal.values if signal.kind == "image" else signal.values[len(signal.values) // 2]
     scale = SPECTRUM_SIDE / min(values.shape[:2])
     planes = values.movedim(2, 0)[None].float()

@@ -2,8 +2,9 @@
 
 Inputs: an image in any format of `image_files`; a film (.mp4, .mov, .mkv, .webm) or a folder of equally large frames;
 a volume as .npy or .npz (the only array, or the one named "volume"), of axes (z, y, x) or (z, y, x, channels), brought
-to [0, 1] by its own range. Outputs: PNG, JPEG, WebP, BMP or TIFF for images, .mp4 and its like or a folder of PNG for
-films, .npy for volumes. Files are hostile: what cannot be used becomes one line.
+to [0, 1] by its own range; a mesh, as the signed distance from it. Outputs: PNG, JPEG, WebP, BMP or TIFF for images,
+.mp4 and its like or a folder of PNG for films, .npy for volumes, mesh files for surfaces. Files are hostile: what
+cannot be used becomes one line.
 """
 
 from __future__ import annotations
@@ -18,12 +19,14 @@ from torch import Tensor
 
 from ..fields.errors import ConfigError, FormatError
 from ..fields.formats import atomic_write
-from ..fields.implicit import GridSignal
+from ..fields.formats.mesh_file import read_mesh, write_mesh
+from ..fields.geometry import Mesh, check_mesh, merge_vertices
+from ..fields.implicit import GridSignal, MeshSignal, make_mesh_signal
 from .datasets.files import read_npy, read_npz
 from .image_files import read_image
 from .images import available_memory
 from .pictures import to_bytes
-from .suffixes import FILMS, IMAGES, PICTURES
+from .suffixes import FILMS, IMAGES, MESHES, PICTURES
 
 MAX_VOLUME_BYTES = 1 << 31
 
@@ -31,11 +34,13 @@ MAX_VOLUME_BYTES = 1 << 31
 class Input(NamedTuple):
     """A signal with what its values were before they were brought to [0, 1]."""
 
-    signal: GridSignal
+    signal: GridSignal | MeshSignal
     low: float
     high: float
     fps: float | None
     """Frames per second, of films only."""
+    warning: str | None = None
+    """Why inside and outside of a mesh cannot be trusted, where they cannot."""
 
 
 def read_signal(path: Path) -> Input:
@@ -55,9 +60,11 @@ def read_signal(path: Path) -> Input:
         return Input(GridSignal("video", values), 0.0, 1.0, fps)
     if suffix in (".npy", ".npz"):
         return _read_volume(path)
+    if suffix in MESHES:
+        return _read_surface(path)
     if suffix not in IMAGES:
-        known = ", ".join((*IMAGES, *FILMS, ".npy", ".npz"))
-        raise FormatError(f"{path}: expected an image, a film or a volume ({known}) or a folder of frames")
+        known = ", ".join((*IMAGES, *FILMS, ".npy", ".npz", *MESHES))
+        raise FormatError(f"{path}: expected an image, a film, a volume or a mesh ({known}) or a folder of frames")
     return Input(GridSignal("image", torch.from_numpy(read_image(path).copy())), 0.0, 1.0, None)
 
 
@@ -117,6 +124,16 @@ def _read_volume(path: Path) -> Input:
     return Input(GridSignal("volume", torch.from_numpy(scaled.astype(np.float32))), low, high, None)
 
 
+def _read_surface(path: Path) -> Input:
+    mesh = merge_vertices(read_mesh(path))
+    report = check_mesh(mesh)
+    try:
+        signal = make_mesh_signal(mesh)
+    except ConfigError as error:
+        raise FormatError(f"{path}: {error}") from error
+    return Input(signal, 0.0, 1.0, None, None if report.signed_distance_trusted else report.explanation)
+
+
 def _demand_memory(path: Path, needed: int) -> None:
     there = available_memory()
     if needed > there:
@@ -130,14 +147,36 @@ def check_output(path: Path, kind: str) -> None:
         ConfigError: with the endings that fit.
     """
     suffix = path.suffix.lower()
-    fits = {"image": PICTURES, "video": (*FILMS, ""), "volume": (".npy",)}[kind]
+    fits = {"image": PICTURES, "video": (*FILMS, ""), "volume": (".npy",), "surface": MESHES}[kind]
     if suffix not in fits:
         shown = ", ".join(s or "a folder" for s in fits)
         raise ConfigError(f"--out of {'an' if kind == 'image' else 'a'} {kind} must be {shown}; got {path}")
 
 
+def write_surface(path: Path, distances: Tensor, cube: tuple[float, float, float, float]) -> None:
+    """Write the surface where signed distances (Z, Y, X, 1) at the cells of a cube are zero, as a mesh.
+
+    Args:
+        cube: corner (x, y, z) and side in the frame that the mesh shall have.
+
+    Raises:
+        ConfigError: there is no surface, or the name is no mesh's. FormatError: it cannot be written.
+    """
+    from skimage.measure import marching_cubes
+
+    check_output(path, "surface")
+    field, cells = distances[..., 0].numpy(), distances.shape[2]
+    if not (field.min() < 0 < field.max()):
+        raise ConfigError(f"the field has no surface: its distances are {field.min():.3g} to {field.max():.3g}")
+    vertices, triangles, _, _ = marching_cubes(field, 0.0, gradient_direction="ascent")
+    x, y, z, side = cube
+    centres = torch.from_numpy(np.ascontiguousarray(vertices[:, ::-1])).double() + 0.5
+    placed = centres / cells * side + torch.tensor([x, y, z], dtype=torch.float64)
+    write_mesh(path, Mesh(placed.float(), torch.from_numpy(np.ascontiguousarray(triangles)).long()))
+
+
 def write_signal(path: Path, kind: str, values: Tensor, *, low: float, high: float, fps: float | None) -> None:
-    """Write the values of a model, (.., y, x, C) in [0, 1], as the inverse of `read_signal`.
+    """Write the values of an image, film or volume, (.., y, x, C) in [0, 1], as the inverse of `read_signal`.
 
     Raises:
         ConfigError: the name does not fit. FormatError: it cannot be written.

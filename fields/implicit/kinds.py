@@ -15,6 +15,7 @@ from typing import Any
 from ..networks.coordinate import CoordinateNetwork, CoordinateNetworkConfig
 from .grid import GridNetwork, GridNetworkConfig
 from .signal import GridSignal
+from .surface import MeshSignal
 
 Config = CoordinateNetworkConfig | GridNetworkConfig
 Network = CoordinateNetwork | GridNetwork
@@ -38,6 +39,8 @@ class Kind:
     """... from these."""
 
 
+SURFACE_FINEST, SURFACE_LOG2_ENTRIES = 1024, 17
+"""Cells along the cube of a hash grid's finest level, and entries of a level: 1 MB, what a core keeps at hand."""
 _OMEGAS = tuple(float(10 * k) for k in range(1, 21))
 _SINES = {"activation": "sine", "output": "centred"}
 
@@ -136,11 +139,16 @@ KINDS: dict[str, Kind] = {
 """Name on the command line and in files -> family."""
 
 
-def config_for(kind: str, signal: GridSignal) -> Config:
+def config_for(kind: str, signal: GridSignal | MeshSignal) -> Config:
     """The settings of a family for a signal."""
     family = KINDS[kind]
     shape = {"inputs": len(signal.size), "outputs": signal.channels, "aspect": signal.aspect}
     config = family.config(**shape, **family.settings)
+    if isinstance(signal, MeshSignal):  # distances are negative inside, and know no cells
+        if isinstance(config, CoordinateNetworkConfig):
+            return replace(config, output="none")
+        finest = SURFACE_FINEST if config.layout == "hash" else SURFACE_FINEST // 4
+        return replace(config, finest_resolution=finest, log2_table_size=SURFACE_LOG2_ENTRIES)
     if isinstance(config, GridNetworkConfig):
         # Texels no finer than the signal, and fewer values than it has: a fit of more would be a copy. Planes take half
         # the resolution; 16 hash tables of two channels 2/3 of a value per cell (2^13 entries for a Kodak image).

@@ -22,16 +22,18 @@ from .signal import DIMENSIONS, SignalKind, grid_points
 
 FILE_KIND = "implicit"
 _MOST_CELLS = 1 << 34
+_OUTPUTS: dict[SignalKind, tuple[int, ...]] = {"image": (3, 4), "video": (3, 4), "surface": (1,)}
 
 
 @dataclass
 class ImplicitModel:
-    """A fitted image, film or volume."""
+    """A fitted image, film, volume or surface."""
 
     kind: str
     """Key of `KINDS`."""
     network: Network
-    """Points (N, D) in [0, 1] -> values (N, C); images in [0, 1], sRGB-encoded."""
+    """Points (N, D) in [0, 1] -> values (N, C): images in [0, 1], sRGB-encoded; surfaces signed distances in sides of
+    the cube."""
     signal: SignalKind
     size: tuple[int, ...]
     """Cells along x, y (and z or t) of what was fitted."""
@@ -41,6 +43,8 @@ class ImplicitModel:
     """What 1 stands for."""
     fps: float | None = None
     """Frames per second of a film."""
+    cube: tuple[float, float, float, float] | None = None
+    """Of a surface: corner (x, y, z) and side of the cube that [0, 1]^3 stands for, in the mesh's own frame."""
     provenance: dict[str, Any] = field(default_factory=dict)
     """Where it came from: input, steps, quality."""
 
@@ -55,6 +59,7 @@ class ImplicitModel:
             "low": self.low,
             "high": self.high,
             "fps": self.fps,
+            "cube": self.cube,
             "provenance": self.provenance,
         }
         write_tensors(Path(path), header, self.network.state_dict())
@@ -80,16 +85,17 @@ class ImplicitModel:
             network = build(kind, config_from_dict(KINDS[kind].config, header["config"]))
             low, high = float(header["low"]), float(header["high"])
             fps = None if header["fps"] is None else float(header["fps"])
+            x, y, z, side = map(float, header["cube"] or (0, 0, 0, 1))
             provenance = dict(header["provenance"])
         except (KeyError, TypeError, ValueError, ConfigError) as error:
             raise FormatError(f"{path}: header is not an implicit field's: {error}") from error
         inputs, outputs = network.config.inputs, network.config.outputs
-        if inputs != len(size) or (signal != "volume" and outputs not in (3, 4)):
+        if inputs != len(size) or outputs not in _OUTPUTS.get(signal, (outputs,)):
             raise FormatError(
                 f"{path}: {inputs} inputs and {outputs} outputs are not those of a field of kind {signal}"
             )
         fill_module(path, network, "", tensors)
-        return ImplicitModel(kind, network.to(device), signal, tuple(size), low, high, fps, provenance)
+        return ImplicitModel(kind, network.to(device), signal, tuple(size), low, high, fps, (x, y, z, side), provenance)
 
     @torch.no_grad()
     def sample(self, size: tuple[int, ...] | None = None, *, block: int = 1 << 16) -> Tensor:

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from ..errors import ConfigError
 
-SignalKind = Literal["image", "video", "volume"]
-DIMENSIONS: dict[SignalKind, int] = {"image": 2, "video": 3, "volume": 3}
+SignalKind = Literal["image", "video", "volume", "surface"]
+DIMENSIONS: dict[SignalKind, int] = {"image": 2, "video": 3, "volume": 3, "surface": 3}
 
 
 def grid_points(size: tuple[int, ...], first: int, count: int, device: torch.device | str = "cpu") -> Tensor:
@@ -74,6 +74,18 @@ class GridSignal:
         lengths = tuple(n / max(space) for n in space)
         return (*lengths, 1.0) if self.kind == "video" else lengths
 
+    @property
+    def device(self) -> torch.device:
+        return self.values.device
+
+    def to(self, device: torch.device | str) -> GridSignal:
+        """The same on another device."""
+        return GridSignal(self.kind, self.values.to(device))
+
+    def take(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        """(N,) cell numbers -> points (N, D) and values (N, C)."""
+        return cell_centres(index, self.size), self.at(index)
+
     def at(self, index: Tensor) -> Tensor:
         """(N,) cell numbers, x running fastest -> (N, C) float32; uint8 values over 255."""
         values = self.values.reshape(-1, self.channels)[index]
@@ -82,5 +94,4 @@ class GridSignal:
     def blocks(self, cells: int) -> Iterator[tuple[Tensor, Tensor]]:
         """(points, values) of all cells in order, at most `cells` at a time."""
         for first in range(0, self.cells, cells):
-            index = torch.arange(first, min(first + cells, self.cells), device=self.values.device)
-            yield cell_centres(index, self.size), self.at(index)
+            yield self.take(torch.arange(first, min(first + cells, self.cells), device=self.device))

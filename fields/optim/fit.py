@@ -13,37 +13,47 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..geometry import sample_surface
 from ..implicit.model import ImplicitModel
-from ..implicit.signal import GridSignal, cell_centres
+from ..implicit.signal import GridSignal, grid_points
+from ..implicit.surface import MeshSignal
 from ..ops.adam import lazy_adam_
+from ..ops.mesh_bvh import winding_numbers
 from .loop import StepResult
 from .metrics import ssim
 
 BETAS, EPSILON = (0.9, 0.999), 1e-8
 """Of Adam; the papers of coordinate networks keep PyTorch's."""
+NORMAL_STEP = 1 / 512
+"""Over which normals are compared, in sides of the cube."""
+RELATIVE_FLOOR = 0.01
+"""Added to the distance that an error is relative to (instant-ngp's mean absolute percentage error)."""
 
 
 class FitTask:
-    """Mean squared error of a network on a signal."""
+    """Mean squared error of a network on a signal; on a surface, error relative to the distance."""
 
     def __init__(
-        self, network: nn.Module, signal: GridSignal, *, lr: dict[str, float], batch: int, seed: int = 0
+        self, network: nn.Module, signal: GridSignal | MeshSignal, *, lr: dict[str, float], batch: int, seed: int = 0
     ) -> None:
         """
         Args:
             lr: learning rate by the beginning of a parameter's name, the longest that fits counts.
-            batch: most cells per step.
+            batch: most cells (of a surface, points) per step.
         """
         self.network, self.signal, self.batch, self.seed = network, signal, batch, seed
         self.parameters = dict(network.named_parameters())
         self.lr = {name: lr[max((p for p in lr if name.startswith(p)), key=len)] for name in self.parameters}
         self.moments = {n: (torch.zeros_like(p), torch.zeros_like(p)) for n, p in self.parameters.items()}
-        self._all = next(signal.blocks(signal.cells)) if signal.cells <= batch else None
+        whole = torch.arange(signal.cells, device=signal.device) if signal.cells <= batch else None
+        self._all = None if whole is None else signal.take(whole)
 
     def step(self, step: int, lr_scale: float) -> StepResult:
         points, values = self._all or self._drawn(step)
         error = self.network(points) - values
-        loss = error.square().mean()
+        squared = error.square().mean()
+        relative = isinstance(self.signal, MeshSignal)
+        loss = (error.abs() / (values.abs() + RELATIVE_FLOOR)).mean() if relative else squared
         for parameter in self.parameters.values():
             parameter.grad = None
         loss.backward()
@@ -57,7 +67,7 @@ class FitTask:
                     lr = self.lr[name] * lr_scale
                     options: dict[str, Any] = {"betas": BETAS, "eps": EPSILON, "skip_untouched": False}
                     lazy_adam_(parameter.detach(), parameter.grad.contiguous(), m, v, step=step + 1, lr=lr, **options)
-        return StepResult(value, finite, {"points": len(points), "psnr": decibels(value)})
+        return StepResult(value, finite, {"points": len(points), "psnr": decibels(float(squared.detach()))})
 
     def grow(self, progress: float) -> bool:
         return False
@@ -76,17 +86,21 @@ class FitTask:
 
     def _drawn(self, step: int) -> tuple[Tensor, Tensor]:
         generator = torch.Generator().manual_seed((self.seed << 32) + step)
-        index = torch.randint(self.signal.cells, (self.batch,), generator=generator).to(self.signal.values.device)
-        return cell_centres(index, self.signal.size), self.signal.at(index)
+        index = torch.randint(self.signal.cells, (self.batch,), generator=generator)
+        return self.signal.take(index.to(self.signal.device))
 
 
 class FitQuality(NamedTuple):
     """How well a signal was learned, over all of its cells."""
 
-    psnr: float
-    """Decibels, values clamped to [0, 1]; for a volume relative to the range of its values."""
-    ssim: float | None
+    psnr: float | None = None
+    """Decibels, values clamped to [0, 1]; for a volume relative to the range of its values; None for a surface."""
+    ssim: float | None = None
     """Of images from 11x11 pixels on, else None."""
+    iou: float | None = None
+    """Of a surface: cells whose centres lie inside both, over those inside either."""
+    normal_error_deg: float | None = None
+    """Of a surface: mean angle between the field's gradient and the mesh's normals at points of the mesh, degrees."""
 
 
 @torch.no_grad()
@@ -123,6 +137,42 @@ def measure_fit(
         target = signal.at(torch.arange(signal.cells)).reshape(shape)[..., :3]
         structure = float(ssim(torch.cat(picture).reshape(shape), target))
     return FitQuality(decibels(squared / signal.values.numel() / span**2), structure)
+
+
+@torch.no_grad()
+def measure_surface(
+    model: ImplicitModel,
+    signal: MeshSignal,
+    *,
+    cells: int = 128,
+    samples: int = 1 << 16,
+    block: int = 1 << 16,
+    report: Callable[[int, int], None] | None = None,
+) -> FitQuality:
+    """Compare a field of signed distances with the mesh it was fitted to.
+
+    Args:
+        cells: along each axis of the cube; inside the mesh is where its winding number is above 1/2.
+        samples: points of the mesh where normals are compared, by central differences over 1/512 of the cube.
+        report: called with (cells done, all cells).
+    """
+    device = next(model.network.parameters()).device
+    size, both, either = (cells,) * 3, 0, 0
+    for first in range(0, cells**3, block):
+        points = grid_points(size, first, min(block, cells**3 - first))
+        ours = (model.network(points.to(device))[:, 0] < 0).cpu()
+        theirs = winding_numbers(signal.bvh, points) > 0.5
+        both += int((ours & theirs).sum())
+        either += int((ours | theirs).sum())
+        if report is not None:
+            report(min(first + block, cells**3), cells**3)
+    drawn = sample_surface(signal.mesh, samples, torch.Generator().manual_seed(0))
+    step = NORMAL_STEP * torch.eye(3)
+    ends = [model.network((drawn.points + sign * offset).to(device))[:, 0].cpu() for offset in step for sign in (1, -1)]
+    slope = torch.stack([ends[0] - ends[1], ends[2] - ends[3], ends[4] - ends[5]], 1)
+    cosine = (nn.functional.normalize(slope, dim=1) * drawn.normals).sum(1)
+    angle = torch.rad2deg(cosine.clamp(-1, 1).acos()).mean()
+    return FitQuality(iou=both / either if either else 0.0, normal_error_deg=float(angle))
 
 
 def decibels(mean_squared: float) -> float:

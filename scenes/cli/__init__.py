@@ -21,9 +21,9 @@ Train a neural scene from posed photos, measure it, and make pictures and films 
 
 commands:
   train SCENE        train a field from a folder of posed photos, or from the built-in scene 'demo'
-  fit INPUT          fit a field to an image, a film or a volume
+  fit INPUT          fit a field to an image, a film, a volume or a mesh
   eval MODEL SCENE   compare a trained model with photos it has not seen
-  render MODEL       stills or a film: an orbit, a spiral, or cameras from a file; a fitted image at any size
+  render MODEL       stills or a film: an orbit, a spiral, or cameras from a file; a fit at any size
   info SCENE         what was found in a folder: cameras, bounds, splits, warnings
   doctor             what this machine can do, and what to do about what is missing
 

@@ -1,4 +1,4 @@
-"""`polyfield fit`: an image, a film or a volume in, a field in one file with its measured quality out."""
+"""`polyfield fit`: an image, a film, a volume or a mesh in, a field in one file with its measured quality out."""
 
 from __future__ import annotations
 
@@ -29,22 +29,24 @@ _BAR = 40
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Fit:
-    """Fit a field to an image, a film or a volume, and measure how well it was learned.
+    """Fit a field to an image, a film, a volume or a mesh, and measure how well it was learned.
 
-    The field is one file; 'polyfield render FILE --out picture.png' makes it an image again, at any size. Before it
-    learns, a network of coordinates is given the frequency at which it looks most like the signal (FreSh; see
-    --frequency); what was compared is shown. Ctrl-C saves and stops; --resume goes on as if nothing had happened.
+    The field is one file; 'polyfield render FILE --out picture.png' makes it an image again, at any size. Of a mesh it
+    learns the signed distance; 'polyfield render FILE --out mesh.ply' makes it a mesh again. Before it learns, a
+    network of coordinates is given the frequency at which it looks most like the signal (FreSh; see --frequency); what
+    was compared is shown. Ctrl-C saves and stops; --resume goes on as if nothing had happened.
 
     Examples:
       polyfield fit photo.png --field siren --out photo.safetensors
       polyfield fit photo.png --field planes --out photo.safetensors --max-seconds 20
       polyfield fit film.mp4 --field planes --out film.safetensors --max-seconds 300
+      polyfield fit statue.obj --out statue.safetensors
       polyfield fit scan.npy --field tensor --out scan.safetensors --json
     """
 
     input: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="INPUT")]
     """Image (PNG, JPEG, WebP, BMP, TIFF, EXR, HDR), film (MP4, MOV, MKV, WebM) or folder of frames, volume (.npy,
-    .npz)."""
+    .npz), mesh (PLY, OBJ, STL, OFF, GLB)."""
     out: Path
     """File to write, NAME.safetensors."""
     resume: bool = False
@@ -69,9 +71,9 @@ def run(arguments: Sequence[str]) -> int:
 
     pick_device(command.fitting.device)
     source = read_signal(command.input)
-    signal = source.signal
-    shape = "x".join(map(str, signal.size))
-    print(f"{command.input.name}: {signal.kind}, {shape}, {signal.channels} channels", file=sys.stderr)
+    print(f"{command.input.name}: {describe(source)}", file=sys.stderr)
+    if source.warning is not None:
+        print(f"polyfield: warning: {command.input}: {source.warning}", file=sys.stderr)
     command.out.parent.mkdir(parents=True, exist_ok=True)
     name = str(command.input.resolve())
     options, choice = command.fitting, None
@@ -91,6 +93,18 @@ def run(arguments: Sequence[str]) -> int:
     facts = result_of(command, source, result)
     print(json.dumps(facts, indent=2) if command.json else summary(command, facts))
     return OK
+
+
+def describe(source: Input) -> str:
+    """What was read, in a few words."""
+    from ...fields.implicit import MeshSignal
+
+    signal = source.signal
+    if isinstance(signal, MeshSignal):
+        triangles, points = len(signal.mesh.triangles), signal.cells
+        return f"surface, {triangles} triangles, {points} points with their signed distance"
+    shape = "x".join(map(str, signal.size))
+    return f"{signal.kind}, {shape}, {signal.channels} channels"
 
 
 def describe_choice(field: str, choice: FrequencyChoice) -> str:
@@ -116,8 +130,7 @@ def result_of(command: Fit, source: Input, result: FitResult) -> dict[str, Any]:
         "signal": signal.kind,
         "size": list(signal.size),
         "field": command.fitting.field,
-        "psnr": result.quality.psnr,
-        "ssim": result.quality.ssim,
+        **result.quality._asdict(),
         "bytes": bytes_,
         "bits_per_cell": 8 * bytes_ / signal.cells,
         "parameters": result.parameters,
@@ -134,7 +147,12 @@ def result_of(command: Fit, source: Input, result: FitResult) -> dict[str, Any]:
 
 def summary(command: Fit, facts: dict[str, Any]) -> str:
     """One line about a fit."""
-    found = f"PSNR {decibels(facts['psnr'])}" + ("" if facts["ssim"] is None else f", SSIM {facts['ssim']:.4f}")
-    cell = "pixel" if facts["signal"] == "image" else "cell"
-    size = f"{facts['bytes'] / 1e3:.0f} kB, {facts['bits_per_cell']:.2f} bits per {cell}"
+    if facts["iou"] is not None:
+        found = (
+            f"IoU {facts['iou']:.5f} on {facts['settings']['grid']}^3, normals {facts['normal_error_deg']:.2f} degrees"
+        )
+    else:
+        found = f"PSNR {decibels(facts['psnr'])}" + ("" if facts["ssim"] is None else f", SSIM {facts['ssim']:.4f}")
+    unit = {"image": "pixel", "surface": "point"}.get(facts["signal"], "cell")
+    size = f"{facts['bytes'] / 1e3:.0f} kB, {facts['bits_per_cell']:.2f} bits per {unit}"
     return f"{found}; {size}; {facts['steps']} steps in {clock(facts['fit_seconds'])}; {command.out}"

@@ -30,7 +30,7 @@ _NUMBER_OF_FRAMES = 120
 
 @dataclass(frozen=True, kw_only=True)
 class Render:
-    """Make stills or a film of a trained model, or an image, film or volume of what 'polyfield fit' wrote.
+    """Make stills or a film of a trained model, or an image, film, volume or mesh of what 'polyfield fit' wrote.
 
     The path is one of --orbit N (a circle; needs nothing but the model), --path spiral (around the mean of the training
     cameras, for forward-facing captures), --path orbit, or --cameras FILE (layout of transforms.json, in the data set's
@@ -46,7 +46,8 @@ class Render:
     model: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="MODEL")]
     """Model file, or the run folder that holds one."""
     out: Path
-    """Folder for stills (PNG, numbered), or a file ending in .mp4 for a film. Of a fit: a picture, film or .npy."""
+    """Folder for stills (PNG, numbered), or a file ending in .mp4 for a film. Of a fit: a picture, film, .npy file or
+    mesh."""
     orbit: int | None = None
     """A full circle of this many frames."""
     path: Literal["orbit", "spiral"] | None = None
@@ -56,7 +57,8 @@ class Render:
     frames: int = _NUMBER_OF_FRAMES
     """Frames of --path."""
     size: str | None = None
-    """WIDTHxHEIGHT in pixels. None: that of the training cameras where known, else 800x800; of a fit its own."""
+    """WIDTHxHEIGHT in pixels. None: that of the training cameras where known, else 800x800; of a fit its own.
+    Of a surface the larger number is the cells along each axis (256)."""
     fps: float = 30.0
     """Frames per second of a film."""
     channels: str = "rgb"
@@ -164,7 +166,7 @@ def _is_fit(path: Path) -> bool:
 def _render_fit(command: Render) -> int:
     from ...fields.implicit import ImplicitModel
     from ..device import pick_device
-    from ..signals import check_output, write_signal
+    from ..signals import check_output, write_signal, write_surface
 
     if command.paths_given():
         raise ConfigError(
@@ -172,8 +174,13 @@ def _render_fit(command: Render) -> int:
         )
     model = ImplicitModel.load(command.model, device=pick_device(command.device))
     check_output(command.out, model.signal)
-    size = (*(command.pixels() or model.size[:2]), *model.size[2:])
-    write_signal(command.out, model.signal, model.sample(size), low=model.low, high=model.high, fps=model.fps)
+    pixels = command.pixels()
+    if model.signal == "surface":
+        cells = max(pixels or model.size)
+        write_surface(command.out, model.sample((cells,) * 3), model.cube or (0, 0, 0, 1))
+    else:
+        size = (*(pixels or model.size[:2]), *model.size[2:])
+        write_signal(command.out, model.signal, model.sample(size), low=model.low, high=model.high, fps=model.fps)
     print(command.out)
     return OK
 

@@ -9,11 +9,19 @@ import torch
 from PIL import Image
 
 from polyfield.fields.errors import ConfigError, FormatError
-from polyfield.scenes.signals import check_output, read_signal, write_signal
+from polyfield.fields.formats.mesh_file import read_mesh, write_mesh
+from polyfield.fields.geometry import Mesh, make_icosphere
+from polyfield.fields.implicit import GridSignal, MeshSignal
+from polyfield.scenes.signals import Input, check_output, read_signal, write_signal, write_surface
 
 # imageio-ffmpeg leaves the pipes of its finished process to the garbage collector.
 LEFT_OPEN = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 COLOURS = (np.arange(7 * 5 * 3).reshape(5, 7, 3) * 2).astype(np.uint8)
+
+
+def grid_of(found: Input) -> GridSignal:
+    assert isinstance(found.signal, GridSignal)
+    return found.signal
 
 
 @pytest.mark.parametrize("suffix", [".png", ".bmp", ".tif", ".webp"])
@@ -22,7 +30,7 @@ def test_an_image_is_read_as_rows_of_bytes(suffix, tmp_path):
     found = read_signal(tmp_path / f"a{suffix}")
     assert found.signal.kind == "image"
     assert found.signal.size == (7, 5)
-    assert torch.equal(found.signal.values, torch.from_numpy(COLOURS))
+    assert torch.equal(grid_of(found).values, torch.from_numpy(COLOURS))
 
 
 @pytest.mark.parametrize(
@@ -35,7 +43,7 @@ def test_every_kind_of_pixel_becomes_colour(mode, channels, tmp_path):
     image = grey if mode == "I;16" else grey.convert("RGB").convert(mode)
     path = tmp_path / ("a.tif" if mode == "CMYK" else "a.png")
     image.save(path)
-    signal = read_signal(path).signal
+    signal = grid_of(read_signal(path))
     assert signal.channels == channels
     assert abs(int(signal.values[0, 0, 0]) - (255 if mode == "1" else 153)) <= 1
 
@@ -62,7 +70,7 @@ def test_frames_of_a_folder_are_a_film(tmp_path):
     found = read_signal(tmp_path)
     assert found.signal.kind == "video"
     assert found.signal.size == (7, 5, 3)
-    assert torch.equal(found.signal.values[2], torch.from_numpy(COLOURS + 2))
+    assert torch.equal(grid_of(found).values[2], torch.from_numpy(COLOURS + 2))
     Image.fromarray(COLOURS[:2]).save(tmp_path / "3.png")
     with pytest.raises(FormatError, match="frames must be equally large"):
         read_signal(tmp_path)
@@ -75,7 +83,7 @@ def test_a_film_comes_back_from_its_file(tmp_path):
     found = read_signal(tmp_path / "a.mp4")
     assert found.fps == 12.5
     assert found.signal.size == (24, 16, 6)
-    means = found.signal.values.float().mean((1, 2, 3)) / 255
+    means = grid_of(found).values.float().mean((1, 2, 3)) / 255
     torch.testing.assert_close(means, torch.linspace(0, 1, 6), atol=0.02, rtol=0)
 
 
@@ -94,9 +102,9 @@ def test_a_volume_is_brought_to_its_range_and_back(suffix, tmp_path):
     np.save(path, values) if suffix == ".npy" else np.savez(path, volume=values, other=np.zeros(3))
     found = read_signal(path)
     assert found.signal.size == (2, 3, 4)
-    assert float(found.signal.values.min()) == 0
-    assert float(found.signal.values.max()) == 1
-    write_signal(tmp_path / "back.npy", "volume", found.signal.values, low=found.low, high=found.high, fps=None)
+    assert float(grid_of(found).values.min()) == 0
+    assert float(grid_of(found).values.max()) == 1
+    write_signal(tmp_path / "back.npy", "volume", grid_of(found).values, low=found.low, high=found.high, fps=None)
     np.testing.assert_allclose(np.load(tmp_path / "back.npy")[..., 0], values, atol=1e-6)
 
 
@@ -115,7 +123,7 @@ def write(path, content):
         ("a.jpg", b"\xff\xd8\xff\xe0 cut", "a.jpg"),
         ("a.mp4", b"", "ffmpeg cannot read it as a film"),
         ("a.mp4", b"not a film at all" * 100, "ffmpeg cannot read it as a film"),
-        ("a.txt", b"hello", "expected an image, a film or a volume"),
+        ("a.txt", b"hello", "expected an image, a film, a volume or a mesh"),
         ("a.npy", b"junk", "not a NumPy array file"),
         ("a.npy", np.array([{"code": 1}]), "pickles are never loaded"),
         ("a.npy", np.zeros((3, 3)), "a volume is"),
@@ -151,3 +159,40 @@ def test_output_names_are_checked_by_what_they_shall_hold(tmp_path):
 def test_a_picture_without_room_for_alpha_loses_it(tmp_path):
     write_signal(tmp_path / "x.jpg", "image", torch.rand(8, 8, 4), low=0, high=1, fps=None)
     assert read_signal(tmp_path / "x.jpg").signal.channels == 3
+
+
+def test_a_mesh_is_read_as_signed_distances_of_its_cube(tmp_path):
+    ball = make_icosphere(3, 2.0)
+    write_mesh(tmp_path / "ball.ply", Mesh(ball.vertices.float() + torch.tensor([10.0, 0.0, -5.0]), ball.triangles))
+    found = read_signal(tmp_path / "ball.ply")
+    signal = found.signal
+    assert isinstance(signal, MeshSignal)
+    assert found.warning is None
+    assert signal.side == pytest.approx(4 / 0.9, rel=1e-3)
+    middle = torch.tensor(signal.corner) + signal.side / 2
+    torch.testing.assert_close(middle, torch.tensor([10.0, 0.0, -5.0]), atol=1e-3, rtol=0)
+    expected = (signal.points - 0.5).norm(dim=1) - 0.45
+    torch.testing.assert_close(signal.distances[:, 0], expected, atol=5e-3, rtol=0)
+
+
+def test_a_mesh_without_an_inside_is_read_with_a_warning(tmp_path):
+    ball = make_icosphere(1)
+    write_mesh(tmp_path / "open.ply", Mesh(ball.vertices.float(), ball.triangles[1:]))
+    assert "open" in (read_signal(tmp_path / "open.ply").warning or "")
+    flat = torch.tensor([[0.0, 0.0, 0.0], [1.0, 0.0, 0.0], [2.0, 0.0, 0.0]])
+    write_mesh(tmp_path / "flat.ply", Mesh(flat, torch.tensor([[0, 1, 2]])))
+    with pytest.raises(FormatError, match="area"):
+        read_signal(tmp_path / "flat.ply")
+
+
+def test_distances_become_a_mesh_in_its_own_frame(tmp_path):
+    axis = (torch.arange(40) + 0.5) / 40
+    z, y, x = torch.meshgrid(axis, axis, axis, indexing="ij")
+    distances = ((x - 0.5).square() + (y - 0.4).square() + (z - 0.6).square()).sqrt() - 0.3
+    write_surface(tmp_path / "ball.ply", distances[..., None], (10.0, 20.0, 30.0, 2.0))
+    mesh = read_mesh(tmp_path / "ball.ply")
+    from_middle = mesh.vertices - torch.tensor([11.0, 20.8, 31.2])
+    assert float((from_middle.norm(dim=1) - 0.6).abs().max()) < 1e-2
+    assert float(mesh.signed_volume()) == pytest.approx(4 / 3 * 3.14159 * 0.6**3, rel=0.02)  # and faces outwards
+    with pytest.raises(ConfigError, match="the field has no surface"):
+        write_surface(tmp_path / "none.ply", distances[..., None] + 5, (0.0, 0.0, 0.0, 1.0))

@@ -8,19 +8,33 @@ import torch
 
 from polyfield.fields.errors import ConfigError, FormatError, ShapeError
 from polyfield.fields.formats.model_file import read_tensors, write_tensors
-from polyfield.fields.implicit import KINDS, GridSignal, ImplicitModel, build, config_for
+from polyfield.fields.geometry import make_icosphere
+from polyfield.fields.implicit import KINDS, GridSignal, ImplicitModel, build, config_for, make_mesh_signal
 from polyfield.fields.implicit.grid import GridNetworkConfig
 from polyfield.fields.ops.factored_encode import FactoredGridSpec
 
 IMAGE = GridSignal("image", torch.rand(6, 9, 3))
 VOLUME = GridSignal("volume", torch.rand(4, 6, 5, 2))
+SURFACE = make_mesh_signal(make_icosphere(1), points=50)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_family_holds_a_surface(kind, tmp_path):
+    network = build(kind, config_for(kind, SURFACE), seed=3)
+    cube = (*SURFACE.corner, SURFACE.side)
+    ImplicitModel(kind, network, "surface", (8, 8, 8), cube=cube).save(tmp_path / "m.safetensors")
+    loaded = ImplicitModel.load(tmp_path / "m.safetensors")
+    assert loaded.cube == pytest.approx(cube)
+    assert loaded.sample().shape == (8, 8, 8, 1)
+    assert network.config.outputs == 1
+    assert isinstance(network.config, GridNetworkConfig) or network.config.output == "none"
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("signal", [IMAGE, VOLUME], ids=["image", "volume"])
 def test_every_family_comes_back_from_its_file(kind, signal, tmp_path):
     network = build(kind, config_for(kind, signal), seed=3)
-    model = ImplicitModel(kind, network, signal.kind, signal.size, -1.0, 2.0, None, {"input": "toy"})
+    model = ImplicitModel(kind, network, signal.kind, signal.size, -1.0, 2.0, provenance={"input": "toy"})
     model.save(tmp_path / "m.safetensors")
     loaded = ImplicitModel.load(tmp_path / "m.safetensors")
     assert torch.equal(loaded.sample(), model.sample())
@@ -86,6 +100,8 @@ def test_settings_out_of_range_are_refused(change, text):
         ({"size": [9, 1 << 60]}, "signal and size must be"),
         ({"size": [9, True]}, "signal and size must be"),
         ({"signal": "volume", "size": [9, 6, 2]}, "2 inputs and 3 outputs are not those"),
+        ({"cube": "big"}, "header is not an implicit field's"),
+        ({"cube": [1, 2, 3]}, "header is not an implicit field's"),
         ({"low": "x"}, "header is not an implicit field's"),
         ({"config": {"width": "wide"}}, "width must be int; got 'wide'"),
         ({"config": {"width": 10**9}}, "width must be 1 to 4096"),

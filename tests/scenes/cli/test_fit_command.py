@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from polyfield.fields.formats.mesh_file import read_mesh, write_mesh
+from polyfield.fields.geometry import make_icosphere
 from polyfield.scenes.cli import main
 
 
@@ -85,3 +87,17 @@ def test_wrong_use_is_one_line_and_leaves_nothing(folder, capsys, command, text)
     assert text in err
     assert err.rstrip().splitlines()[-1].startswith("polyfield: error: ")
     assert sorted(p.name for p in folder.iterdir()) == before
+
+
+def test_a_mesh_becomes_a_field_and_a_mesh_again(folder, capsys):
+    write_mesh("ball.obj", make_icosphere(2))
+    assert main(["fit", "ball.obj", "--out", "b.safetensors", "--max-steps", "60", "--grid", "32"]) == 0
+    out, err = capsys.readouterr()
+    assert "IoU" in out
+    assert "on 32^3, normals" in out
+    assert "ball.obj: surface, 320 triangles" in err
+    assert main(["render", "b.safetensors", "--size", "48x48", "--out", "again.ply"]) == 0
+    again = read_mesh("again.ply")
+    assert float((again.vertices.norm(dim=1) - 1).abs().mean()) < 0.05
+    assert main(["render", "b.safetensors", "--out", "again.png"]) == 2
+    assert "--out of a surface must be .ply" in capsys.readouterr().err
