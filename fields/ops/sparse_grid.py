@@ -97,15 +97,34 @@ def sparse_grid_sample_reference(x: Tensor, rows: Tensor, index: Tensor) -> Tens
 
 def total_variation_reference(rows: Tensor, index: Tensor) -> Tensor:
     """The total variation of all rows (see `add_variation_gradient_`), in plain torch, differentiable."""
+    there, _, length = _changes(rows, index)
+    return length[there].sum()
+
+
+def _changes(rows: Tensor, index: Tensor) -> tuple[Tensor, list[Tensor], Tensor]:
+    """Which vertices have a row (X, Y, Z), how far the next along each axis is from it (X, Y, Z, C), 0 where one of the
+    two has none, and the length of the three (X, Y, Z, C)."""
     there = (index >= 0) & (index < rows.shape[0])
     values = torch.where(there[..., None], rows[torch.where(there, index, 0).long()], 0)
-    squares = torch.zeros_like(values)
+    changes = []
     for axis in range(3):
         both = there.narrow(axis, 1, there.shape[axis] - 1) & there.narrow(axis, 0, there.shape[axis] - 1)
         change = torch.where(both[..., None], values.diff(dim=axis), 0)
-        pad = [0] * (2 * (3 - axis)) + [0, 1]
-        squares = squares + torch.nn.functional.pad(change, pad).square()
-    return (squares[there] + VARIATION_FLOOR).sqrt().sum()
+        changes.append(torch.nn.functional.pad(change, [0] * (2 * (3 - axis)) + [0, 1]))
+    squares = changes[0].square() + changes[1].square() + changes[2].square()
+    return there, changes, (squares + VARIATION_FLOOR).sqrt()
+
+
+def _variation_slope(rows: Tensor, index: Tensor) -> Tensor:
+    """(V, C) derivative of `total_variation_reference`. Written out, since autograd does not work inside an operator's
+    implementation."""
+    there, changes, length = _changes(rows, index)
+    slope = torch.zeros_like(length)
+    for axis, change in enumerate(changes):
+        share, count = change / length, slope.shape[axis] - 1
+        slope -= share
+        slope.narrow(axis, 1, count).add_(share.narrow(axis, 0, count))
+    return torch.zeros_like(rows).index_add_(0, index[there].long(), slope[there])
 
 
 def _check(rows: Tensor, index: Tensor) -> None:
@@ -216,9 +235,7 @@ def _add_variation(
     if count == 0:
         return
     if not _native.usable(gradient, rows, index, cells):
-        with torch.enable_grad():
-            leaf = rows.detach().clone().requires_grad_()
-            (slope,) = torch.autograd.grad(total_variation_reference(leaf, index), leaf)
+        slope = _variation_slope(rows, index)
         chosen = (torch.arange(count, device=rows.device) + first) % rows.shape[0]
         gradient[chosen] += weight * slope[chosen]
         return
