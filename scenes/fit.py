@@ -96,10 +96,10 @@ class FitOptions:
             raise ConfigError(f"--frequency must be a finite number of 0 or more; got {self.frequency}")
         return value
 
-    def loop(self) -> LoopConfig:
-        """Settings of the loop."""
+    def loop(self, *, surface: bool = False) -> LoopConfig:
+        """Settings of the loop; a surface's zero crossing gains from a smaller last step."""
         seconds = 60.0 if self.max_steps is None and self.max_seconds is None else self.max_seconds
-        return LoopConfig(max_steps=self.max_steps, max_seconds=seconds, final_lr=0.1)
+        return LoopConfig(max_steps=self.max_steps, max_seconds=seconds, final_lr=0.01 if surface else 0.1)
 
     def with_frequency(self, config: Config, value: float) -> Config:
         """A family's settings with another frequency."""
@@ -180,7 +180,7 @@ def fit_signal(
     if report is not None:
         hooks.append(lambda state, clock: session.report(state, report))
     try:
-        state = optimise(session.task, options.loop(), hooks, state)
+        state = optimise(session.task, options.loop(surface=isinstance(source.signal, MeshSignal)), hooks, state)
     except KeyboardInterrupt:
         session.save_checkpoint()
         raise

@@ -39,8 +39,8 @@ class Kind:
     """... from these."""
 
 
-SURFACE_FINEST, SURFACE_LOG2_ENTRIES = 1024, 17
-"""Cells along the cube of a hash grid's finest level, and entries of a level: 1 MB, what a core keeps at hand."""
+SURFACE_FINEST, SURFACE_LOG2_ENTRIES = 1024, 18
+"""Cells along the cube of a hash grid's finest level, and entries of a level."""
 _OMEGAS = tuple(float(10 * k) for k in range(1, 21))
 _SINES = {"activation": "sine", "output": "centred"}
 

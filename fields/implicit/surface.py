@@ -19,11 +19,11 @@ from ..ops.mesh_bvh import MeshBvh, build_bvh, signed_distances
 
 MARGIN = 0.05
 """Of the cube, left free on every side."""
-OFFSETS = ((0.625, 0.01), (0.25, 0.002))
+OFFSETS = ((0.3, 0.01), (0.6, 0.001))
 """Shares of the points near the surface and the standard deviations of their offsets along each axis; the rest are
-anywhere in the cube."""
-POINTS = 1 << 20
-"""Drawn once; two cores find their distances in a second or two."""
+anywhere in the cube. With (.625, .01) and (.25, .002) the insides are less exact (armadillo, 40 s: IoU .9976)."""
+POINTS = 1 << 22
+"""Drawn once; two cores find their distances in four seconds."""
 CELLS = 256
 """Along each axis of the cube, when the field is made a mesh again."""
 

@@ -26,8 +26,9 @@ BETAS, EPSILON = (0.9, 0.999), 1e-8
 """Of Adam; the papers of coordinate networks keep PyTorch's."""
 NORMAL_STEP = 1 / 512
 """Over which normals are compared, in sides of the cube."""
-RELATIVE_FLOOR = 0.01
-"""Added to the distance that an error is relative to (instant-ngp's mean absolute percentage error)."""
+RELATIVE_FLOOR = 0.001
+"""Added to the distance that an error is relative to, a thousandth of the cube: instant-ngp's mean absolute percentage
+error has 0.01, which leaves the zero crossing less exact."""
 
 
 class FitTask:
