@@ -318,6 +318,8 @@ def test_what_is_kept_is_as_large_as_the_library_says():
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("spec", [DENSITY, COLOR, SURFACE, WIDE], ids=["density", "color", "surface", "wide"])
 def test_results_are_bit_equal_on_one_and_two_threads(spec, precision):
+    if spec is WIDE and _cpu.level() == "reference":
+        pytest.skip("torch's own wide products depend on the threads")
     results = []
     for count in (1, 2):
         with threads(count):

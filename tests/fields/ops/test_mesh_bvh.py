@@ -163,6 +163,8 @@ def test_winding_numbers_of_a_closed_mesh_are_whole_away_from_the_surface():
     errors = [
         (winding_numbers(cap, far * k, 1.0) - winding_numbers_reference(cap, far * k)).abs().max() for k in (1, 3)
     ]
+    if _cpu.level() == "reference":
+        return  # it looks at every triangle: there are no moments
     assert 1e-12 < errors[0] < 1e-4 * exact.abs().max()
     assert errors[1] < errors[0] / 60  # an error of fourth order falls to an 81st
 
@@ -353,7 +355,7 @@ def test_transposed_points_and_int32_triangles_do_as_well():
     points, mesh = points_of(40, torch.float64), make_icosphere(1)
     bvh = build_bvh(mesh.vertices.T.contiguous().T, mesh.triangles.int())
     for a, b in zip(everything(bvh, points.T.contiguous().T), everything(sphere(subdivisions=1), points), strict=True):
-        assert torch.equal(a, b)
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)  # torch's own sums depend on the layout
 
 
 def test_opcheck():
