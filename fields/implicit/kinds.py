@@ -1,4 +1,4 @@
-"""Which fields can an image, a film or a volume become, and with which settings does each learn?
+"""Which fields can an image, a film, a volume or a mesh become, and with which settings does each learn?
 
 Settings are those of the papers and of the equal-parameter comparison of neurofield (about 200 thousand parameters);
 grids are sized by the signal. `frequency` names the setting that decides which detail a field shows before it has
@@ -25,13 +25,13 @@ Network = CoordinateNetwork | GridNetwork
 class Kind:
     """One family."""
 
-    network: Callable[..., Network]
-    config: type
+    network: Callable[..., Network] = CoordinateNetwork
+    config: type = CoordinateNetworkConfig
     settings: dict[str, Any]
     """What differs from the configuration's defaults."""
     lr: dict[str, float]
     """Learning rates of Adam, by the beginning of the parameter's name; "" for all others."""
-    batch: int
+    batch: int = 1 << 14
     """Points per step: what two cores do in about a tenth of a second."""
     frequency: str | None = None
     """The setting that FreSh chooses, ..."""
@@ -46,62 +46,42 @@ _SINES = {"activation": "sine", "output": "centred"}
 
 KINDS: dict[str, Kind] = {
     "siren": Kind(
-        network=CoordinateNetwork,
-        config=CoordinateNetworkConfig,
         settings=_SINES,
         lr={"": 5e-4},
-        batch=1 << 14,
         frequency="first_omega",
         candidates=_OMEGAS,
     ),
     "finer": Kind(
-        network=CoordinateNetwork,
-        config=CoordinateNetworkConfig,
         settings={**_SINES, "activation": "finer"},
         lr={"": 5e-4},
-        batch=1 << 14,
         frequency="first_bias",
         candidates=tuple(round(0.2 * k, 1) for k in range(16)),
     ),
     "wire": Kind(
-        network=CoordinateNetwork,
-        config=CoordinateNetworkConfig,
         settings={"activation": "wire", "first_omega": 20.0, "hidden_omega": 20.0, "scale": 10.0, "width": 181},
         lr={"": 3e-3},
-        batch=1 << 14,
         frequency="first_omega",
         candidates=_OMEGAS,
     ),
     "gauss": Kind(
-        network=CoordinateNetwork,
-        config=CoordinateNetworkConfig,
         settings={"activation": "gauss"},
         lr={"": 1e-3},
-        batch=1 << 14,
         frequency="scale",
         candidates=_OMEGAS,
     ),
     "fourier": Kind(
-        network=CoordinateNetwork,
-        config=CoordinateNetworkConfig,
         settings={"activation": "relu", "encoding": "fourier", "hidden_layers": 3, "output": "sigmoid"},
         lr={"": 1e-3},
-        batch=1 << 14,
         frequency="sigma",
         candidates=tuple(float(k) for k in range(1, 21)),
     ),
     "pe": Kind(
-        network=CoordinateNetwork,
-        config=CoordinateNetworkConfig,
         settings={"activation": "relu", "encoding": "octaves"},
         lr={"": 1e-3},
-        batch=1 << 14,
         frequency="octaves",
         candidates=tuple(range(3, 13)),
     ),
     "cam": Kind(
-        network=CoordinateNetwork,
-        config=CoordinateNetworkConfig,
         settings={
             "activation": "relu",
             "encoding": "fourier",
@@ -110,7 +90,6 @@ KINDS: dict[str, Kind] = {
             "modulation": 32,
         },
         lr={"": 1e-3, "grids": 1e-2},
-        batch=1 << 14,
         frequency="sigma",
         candidates=tuple(float(k) for k in range(1, 21)),
     ),
