@@ -1,4 +1,4 @@
-"""Fitting: how does a network learn an image, a film or a volume? A task of the loop, and how well it was learned.
+"""How does a network learn an image, a film, a volume or a surface? A task of the loop, and how well it was learned.
 
 Every step compares the network with the signal at a batch of cells: all of them where the signal is no larger than the
 batch, else cells drawn anew by seed and step, so that a step costs the same for any size of signal.
@@ -7,7 +7,6 @@ batch, else cells drawn anew by seed and step, so that a step costs the same for
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -105,32 +104,19 @@ class FitQuality(NamedTuple):
 
 
 @torch.no_grad()
-def measure_fit(
-    model: ImplicitModel,
-    signal: GridSignal,
-    *,
-    block: int = 1 << 16,
-    report: Callable[[int, int], None] | None = None,
-) -> FitQuality:
-    """Compare a model with the signal it was fitted to, block by block.
-
-    Args:
-        report: called with (cells done, all cells).
-    """
+def measure_fit(model: ImplicitModel, signal: GridSignal, *, block: int = 1 << 16) -> FitQuality:
+    """Compare a model with the signal it was fitted to, `block` cells at a time."""
     image_like = signal.kind != "volume"
     device = next(model.network.parameters()).device
-    squared, done = 0.0, 0
+    squared = 0.0
     picture: list[Tensor] = []
     with_ssim = signal.kind == "image" and min(signal.size) >= 11 and signal.cells <= 1 << 25
     for points, values in signal.blocks(block):
         found = model.network(points.to(device)).to(values.device)
         found = found.clamp(0, 1) if image_like else found
         squared += float((found - values).square().double().sum())
-        done += len(points)
         if with_ssim:
             picture.append(found[:, :3])
-        if report is not None:
-            report(done, signal.cells)
     span = 1.0 if image_like else float(signal.values.max() - signal.values.min()) or 1.0
     structure = None
     if with_ssim:
@@ -142,20 +128,14 @@ def measure_fit(
 
 @torch.no_grad()
 def measure_surface(
-    model: ImplicitModel,
-    signal: MeshSignal,
-    *,
-    cells: int = 128,
-    samples: int = 1 << 16,
-    block: int = 1 << 16,
-    report: Callable[[int, int], None] | None = None,
+    model: ImplicitModel, signal: MeshSignal, *, cells: int = 128, samples: int = 1 << 16, block: int = 1 << 16
 ) -> FitQuality:
     """Compare a field of signed distances with the mesh it was fitted to.
 
     Args:
         cells: along each axis of the cube; inside the mesh is where its winding number is above 1/2.
         samples: points of the mesh where normals are compared, by central differences over 1/512 of the cube.
-        report: called with (cells done, all cells).
+        block: cells at a time.
     """
     device = next(model.network.parameters()).device
     size, both, either = (cells,) * 3, 0, 0
@@ -165,8 +145,6 @@ def measure_surface(
         theirs = winding_numbers(signal.bvh, points) > 0.5
         both += int((ours & theirs).sum())
         either += int((ours | theirs).sum())
-        if report is not None:
-            report(min(first + block, cells**3), cells**3)
     drawn = sample_surface(signal.mesh, samples, torch.Generator().manual_seed(0))
     step = NORMAL_STEP * torch.eye(3)
     ends = [model.network((drawn.points + sign * offset).to(device))[:, 0].cpu() for offset in step for sign in (1, -1)]
