@@ -86,6 +86,76 @@ class StillWriter:
         atomic_write(path, lambda temporary: Image.fromarray(pixels).save(temporary, format="PNG"))
 
 
+class FilmFile:
+    """One film on its way. Frames go to a file beside it, which takes its place when it is closed.
+
+    Raises:
+        ConfigError: imageio-ffmpeg is missing.
+        FormatError: the film could not be written; an older file is unchanged.
+    """
+
+    def __init__(self, target: Path, size: tuple[int, int], fps: float) -> None:
+        """size: (width, height) of the frames, pixels."""
+        try:
+            import imageio_ffmpeg
+        except ImportError:
+            raise ConfigError(
+                "films need the package imageio-ffmpeg: run 'pip install imageio-ffmpeg', "
+                "or give a folder for PNG stills"
+            ) from None
+        self.target = target
+        self._odd = (size[0] % 2, size[1] % 2)  # H.264 with half-size colour needs even sides
+        self._stream: Any = None
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            handle, name = tempfile.mkstemp(prefix=f".{target.stem}.", suffix=target.suffix, dir=target.parent)
+            os.close(handle)
+            self._temporary = Path(name)
+            self._stream = imageio_ffmpeg.write_frames(
+                name,
+                (size[0] + self._odd[0], size[1] + self._odd[1]),
+                fps=fps,  # pyright: ignore[reportArgumentType] (fractions work)
+                quality=8,
+                macro_block_size=2,
+                ffmpeg_log_level="error",
+            )
+            self._stream.send(None)
+        except OSError as error:
+            if self._stream is not None:
+                self.discard()
+            raise FormatError(f"{target} could not be written: {_cause(error)}") from error
+
+    def add(self, pixels: np.ndarray) -> None:
+        """Append a frame (H, W, 3) uint8."""
+        pixels = np.pad(pixels, ((0, self._odd[1]), (0, self._odd[0]), (0, 0)), mode="edge")
+        try:
+            self._stream.send(np.ascontiguousarray(pixels))
+        except OSError as error:
+            raise FormatError(f"{self.target} could not be written: {_cause(error)}") from error
+
+    def close(self) -> None:
+        """Put the film in its place."""
+        try:
+            self._stream.close()
+            if self._temporary.stat().st_size == 0:
+                raise FormatError(f"{self.target} could not be written: ffmpeg made an empty file")
+            mask = os.umask(0)
+            os.umask(mask)
+            self._temporary.chmod(0o666 & ~mask)
+            os.replace(self._temporary, self.target)
+        except OSError as error:
+            raise FormatError(f"{self.target} could not be written: {_cause(error)}") from error
+        finally:
+            self.discard()
+
+    def discard(self) -> None:
+        """Leave nothing behind; after `close` there is nothing."""
+        with contextlib.suppress(Exception):  # a stream whose ffmpeg died has nothing more to say
+            self._stream.close()
+        with contextlib.suppress(OSError):
+            self._temporary.unlink()
+
+
 class FilmWriter:
     """Writes frames into films: NAME.mp4 for the first channel, NAME-CHANNEL.mp4 for others. A context manager.
 
@@ -104,81 +174,42 @@ class FilmWriter:
         self.written: list[Path] = []
         self._size = sizes[0]
         self._range: tuple[float, float] | None = None
-        self._open: list[tuple[Path, Path, Any]] = []
+        self._films: list[FilmFile] = []
 
     def __enter__(self) -> FilmWriter:
         try:
-            import imageio_ffmpeg
-        except ImportError:
-            raise ConfigError(
-                "films need the package imageio-ffmpeg: run 'pip install imageio-ffmpeg', "
-                "or give a folder for PNG stills"
-            ) from None
-        width, height = (side + side % 2 for side in self._size)  # H.264 with half-size colour needs even sides
-        try:
-            self.out.parent.mkdir(parents=True, exist_ok=True)
             for index, channel in enumerate(self.channels):
                 target = self.out if index == 0 else self.out.with_stem(f"{self.out.stem}-{channel}")
-                handle, name = tempfile.mkstemp(prefix=f".{target.stem}.", suffix=target.suffix, dir=target.parent)
-                os.close(handle)
-                stream = imageio_ffmpeg.write_frames(
-                    name,
-                    (width, height),
-                    fps=self.fps,  # pyright: ignore[reportArgumentType] (fractions work)
-                    quality=8,
-                    macro_block_size=2,
-                    ffmpeg_log_level="error",
-                )
-                self._open.append((target, Path(name), stream))
-                stream.send(None)
-        except OSError as error:
+                self._films.append(FilmFile(target, self._size, self.fps))
+        except (ConfigError, FormatError):
             self._discard()
-            raise FormatError(f"{self.out} could not be written: {_cause(error)}") from error
+            raise
         return self
 
     def add(self, frame: Frame) -> None:
         """Append the next frame to every film."""
-        width, height = self._size
-        for (target, _, stream), channel in zip(self._open, self.channels, strict=True):
+        for film, channel in zip(self._films, self.channels, strict=True):
             if channel == "depth":
                 self._range = self._range or depth_range(frame.depth)
                 image = depth_colors(frame.depth, self._range)
             else:
                 image = channel_image(frame, channel, self.model)
-            pixels = to_bytes(image if image.dim() == 3 else image[..., None].expand(-1, -1, 3))
-            pixels = np.pad(pixels, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
-            try:
-                stream.send(np.ascontiguousarray(pixels))
-            except OSError as error:
-                raise FormatError(f"{target} could not be written: {_cause(error)}") from error
+            film.add(to_bytes(image if image.dim() == 3 else image[..., None].expand(-1, -1, 3)))
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is not None:
-            self._discard()
-            return
         try:
-            for target, temporary, stream in self._open:
-                stream.close()
-                if temporary.stat().st_size == 0:
-                    raise FormatError(f"{target} could not be written: ffmpeg made an empty file")
-                mask = os.umask(0)
-                os.umask(mask)
-                temporary.chmod(0o666 & ~mask)
-                os.replace(temporary, target)
-                self.written.append(target)
-        except OSError as failure:
-            raise FormatError(f"{self.out} could not be written: {_cause(failure)}") from failure
+            if kind is None:
+                for film in self._films:
+                    film.close()
+                    self.written.append(film.target)
         finally:
             self._discard()
 
     def _discard(self) -> None:
-        for _, temporary, stream in self._open:
-            with contextlib.suppress(Exception):  # a stream whose ffmpeg died has nothing more to say
-                stream.close()
-            with contextlib.suppress(OSError):
-                temporary.unlink()
+        for film in self._films:
+            film.discard()
 
 
 def channel_image(frame: Frame, channel: str, model: Model) -> Tensor:

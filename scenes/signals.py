@@ -25,7 +25,7 @@ from ..fields.implicit import GridSignal, MeshSignal, make_mesh_signal
 from .datasets.files import read_npy, read_npz
 from .image_files import read_image
 from .images import available_memory
-from .pictures import to_bytes
+from .pictures import FilmFile, to_bytes
 from .suffixes import FILMS, IMAGES, MESHES, PICTURES
 
 MAX_VOLUME_BYTES = 1 << 31
@@ -44,7 +44,7 @@ class Input(NamedTuple):
 
 
 def read_signal(path: Path) -> Input:
-    """Read an image, a film, a folder of frames or a volume.
+    """Read an image, a film, a folder of frames, a volume or a mesh.
 
     Raises:
         FormatError: none of these, damaged, too large for this machine, not finite.
@@ -208,26 +208,10 @@ def _write_picture(path: Path, pixels: np.ndarray) -> None:
 
 
 def _write_film(path: Path, frames: np.ndarray, fps: float) -> None:
-    import imageio_ffmpeg
-
-    def write(temporary: Path) -> None:
-        # yuv420p, which every player knows, has half the chroma: odd sides get a line repeated.
-        height, width = frames.shape[1:3]
-        padded = np.pad(frames[..., :3], ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
-        size = (padded.shape[2], padded.shape[1])
-        output = ["-f", {".mkv": "matroska"}.get(path.suffix.lower(), path.suffix.lower()[1:])]
-        stream = imageio_ffmpeg.write_frames(
-            str(temporary),
-            size,
-            fps=fps,  # pyright: ignore[reportArgumentType] (fractions work)
-            quality=8,
-            macro_block_size=1,
-            ffmpeg_log_level="error",
-            output_params=output,
-        )
-        stream.send(None)
-        for frame in padded:
-            stream.send(np.ascontiguousarray(frame))
-        stream.close()
-
-    atomic_write(path, write)
+    film = FilmFile(path, (frames.shape[2], frames.shape[1]), fps)
+    try:
+        for frame in frames:
+            film.add(frame[..., :3])
+        film.close()
+    finally:
+        film.discard()
