@@ -231,52 +231,42 @@ def test_deterministic_gradients_of_the_table_do_not_depend_on_the_order_of_sums
     assert done.stdout.split("\n")[:3] == ["floats vary True", "equal True", "nan True"], done.stderr
 
 
-@needs_nvrtc
-@needs_emulator
-def test_deterministic_gradients_of_planes_do_not_depend_on_the_order_of_sums(plain, tmp_path):
-    code = """
-        import torch
-        from polyfield.fields.ops.factored_encode import FactoredGridSpec, Term, factored_encode
-        spec = FactoredGridSpec(terms=(Term(factors=("xy", "xz", "z"), channels=5, resolution=(4, 5, 6)),))
-        texels = (3 * torch.randn(spec.parameter_count)).requires_grad_()
-        x, g = torch.rand(3000, 3), torch.randn(3000, 5)
-        def gradient(order):
-            return torch.autograd.grad(factored_encode(x[order], texels, spec), texels, g[order])[0]
-        shuffled, straight = torch.randperm(3000), torch.arange(3000)
-        floats = gradient(straight), gradient(shuffled)
-        torch.use_deterministic_algorithms(True)
-        exact = gradient(straight), gradient(shuffled)
-        print("floats vary", not torch.equal(*floats))
-        print("equal", torch.equal(*exact))
-        torch.testing.assert_close(exact[0], floats[0], rtol=1e-3, atol=1e-3)
-        g[7, 2] = float("nan")
-        print("nan", bool(gradient(straight).isnan().any()))
-    """
-    done = run_python(code, emulator.environment(plain, tmp_path))
-    assert done.stdout.split("\n")[:3] == ["floats vary True", "equal True", "nan True"], done.stderr
+SUMS = {
+    "planes": """
+from polyfield.fields.ops.factored_encode import FactoredGridSpec, Term, factored_encode
+spec = FactoredGridSpec(terms=(Term(factors=("xy", "xz", "z"), channels=5, resolution=(4, 5, 6)),))
+values = (3 * torch.randn(spec.parameter_count)).requires_grad_()
+encode = lambda x: factored_encode(x, values, spec)
+""",
+    "voxels": """
+from polyfield.fields.ops.sparse_grid import sparse_grid_sample
+index = torch.arange(120, dtype=torch.int32).reshape(4, 5, 6)
+values = torch.randn(120, 5).requires_grad_()
+encode = lambda x: sparse_grid_sample(x, values, index)
+""",
+}
 
 
 @needs_nvrtc
 @needs_emulator
-def test_deterministic_gradients_of_voxels_do_not_depend_on_the_order_of_sums(plain, tmp_path):
-    code = """
-        import torch
-        from polyfield.fields.ops.sparse_grid import sparse_grid_sample
-        index = torch.arange(120, dtype=torch.int32).reshape(4, 5, 6)
-        rows = torch.randn(120, 5).requires_grad_()
-        x, g = torch.rand(3000, 3), torch.randn(3000, 5)
-        def gradient(order):
-            return torch.autograd.grad(sparse_grid_sample(x[order], rows, index), rows, g[order])[0]
-        shuffled, straight = torch.randperm(3000), torch.arange(3000)
-        floats = gradient(straight), gradient(shuffled)
-        torch.use_deterministic_algorithms(True)
-        exact = gradient(straight), gradient(shuffled)
-        print("floats vary", not torch.equal(*floats))
-        print("equal", torch.equal(*exact))
-        torch.testing.assert_close(exact[0], floats[0], rtol=1e-3, atol=1e-3)
-        g[7, 2] = float("nan")
-        print("nan", bool(gradient(straight).isnan().any()))
-    """
+@pytest.mark.parametrize("of", SUMS)
+def test_deterministic_gradients_do_not_depend_on_the_order_of_sums(of, plain, tmp_path):
+    code = f"""
+import torch
+{SUMS[of]}
+x, g = torch.rand(3000, 3), torch.randn(3000, 5)
+def gradient(order):
+    return torch.autograd.grad(encode(x[order]), values, g[order])[0]
+shuffled, straight = torch.randperm(3000), torch.arange(3000)
+floats = gradient(straight), gradient(shuffled)
+torch.use_deterministic_algorithms(True)
+exact = gradient(straight), gradient(shuffled)
+print("floats vary", not torch.equal(*floats))
+print("equal", torch.equal(*exact))
+torch.testing.assert_close(exact[0], floats[0], rtol=1e-3, atol=1e-3)
+g[7, 2] = float("nan")
+print("nan", bool(gradient(straight).isnan().any()))
+"""
     done = run_python(code, emulator.environment(plain, tmp_path))
     assert done.stdout.split("\n")[:3] == ["floats vary True", "equal True", "nan True"], done.stderr
 

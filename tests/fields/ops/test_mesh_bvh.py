@@ -355,7 +355,10 @@ def test_transposed_points_and_int32_triangles_do_as_well():
     points, mesh = points_of(40, torch.float64), make_icosphere(1)
     bvh = build_bvh(mesh.vertices.T.contiguous().T, mesh.triangles.int())
     for a, b in zip(everything(bvh, points.T.contiguous().T), everything(sphere(subdivisions=1), points), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)  # torch's own sums depend on the layout
+        if _cpu.level() == "reference":  # torch's own sums depend on the layout
+            torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+        else:
+            assert torch.equal(a, b)
 
 
 def test_opcheck():
