@@ -3,6 +3,8 @@
 from collections.abc import Callable
 
 from ..base import RadianceField
+from .cam import CamField as CamField
+from .cam import CamFieldConfig as CamFieldConfig
 from .encoded import EncodedField as EncodedField
 from .encoded import EncodedFieldConfig as EncodedFieldConfig
 from .grid import GridField as GridField
@@ -21,5 +23,6 @@ FIELDS: dict[str, tuple[Callable[..., RadianceField], type[FieldConfig]]] = {
     "tensor": (TensorField, TensorFieldConfig),
     "grid": (GridField, GridFieldConfig),
     "mlp": (MlpField, MlpFieldConfig),
+    "cam": (CamField, CamFieldConfig),
 }
 """Name on the command line and in files -> (class, config class)."""

@@ -19,7 +19,7 @@ from torch import Tensor
 from ..encodings.factored_grid import FactoredGridEncoding, vector_matrix, vectors
 from ..errors import ConfigError
 from ..ops.factored_encode import FactoredGridSpec
-from .encoded import EncodedField, EncodedFieldConfig
+from .encoded import EncodedField, EncodedFieldConfig, density_network
 
 STAGES = (0.04, 0.07, 0.10, 0.14, 0.19)
 """Shares of the training after which the tensor is refined; TensoRF's, at 2000 to 7000 of 30,000 steps, are 0.07 to
@@ -84,7 +84,8 @@ class TensorField(EncodedField):
     def __init__(self, config: TensorFieldConfig | None = None, *, seed: int = 0) -> None:
         config = config or TensorFieldConfig()
         generator = torch.Generator().manual_seed(seed)
-        super().__init__(config, FactoredGridEncoding(config.spec, generator, -RANGE, RANGE), generator)
+        encoding = FactoredGridEncoding(config.spec, generator, -RANGE, RANGE)
+        super().__init__(config, encoding, density_network(config, encoding.features, generator), generator)
 
     def to_unit(self, x: Tensor) -> Tensor:
         """Scene positions (N, 3) to the box's [0, 1]^3."""
