@@ -32,7 +32,7 @@ from ..fields.optim.radiance import RadianceTask
 from ..fields.radiance import FIELDS
 from ..fields.render import BACKGROUNDS, OccupancyGrid, render, render_rays
 from .device import Device, pick_device
-from .presets import Preset, cam_preset, grid_preset, hash_preset, mlp_preset, tensor_preset
+from .presets import NETWORKS, Preset, cam_preset, grid_preset, hash_preset, mlp_preset, tensor_preset
 from .rays import SceneRays
 from .scene import Scene
 
@@ -74,6 +74,9 @@ class TrainOptions:
     """Weight of the distortion loss (mip-NeRF 360) against floaters, e.g. 0.01."""
     samples: int | None = None
     """Live samples per step; default by the preset."""
+    network: Literal["nerf", "hourglass", "siren", "finer", "wire", "gauss", "fourier"] = "nerf"
+    """What mlp and cam consist of: octaves and ReLU (nerf), residual blocks that are narrow inside (hourglass), waves, or
+    random Fourier features and ReLU. Only nerf is tuned, and in mlp much the fastest."""
     bits: Literal[8, 32] = 32
     """Of a stored weight, for mlp and cam. With 8 the network is trained as it will be stored; files are a quarter."""
     checkpoint_every: int = 1000
@@ -200,7 +203,9 @@ class _Session:
             samples=options.samples or preset.task.samples,
         )
         preset = dataclasses.replace(preset, task=task).with_precision(self.precision)
-        self.preset = preset = preset.in_8_bits() if options.bits == 8 else preset
+        if options.network != "nerf" or options.bits == 8:
+            preset = preset.with_network(**NETWORKS[options.network], bits=options.bits)
+        self.preset = preset
         field = FIELDS[options.model][0]
         self.field = field(preset.field, seed=options.seed).to(self.device)
         self.occupancy = OccupancyGrid(cascades=preset.cascades, resolution=preset.resolution).to(self.device)

@@ -3,7 +3,8 @@
 Positions in octaves of sines and cosines, eight layers of 256 with the encoding seen again half-way (figure 7), raw
 density and features; then this house's colour network. Small (2 MB, or half of one in 8 bits) and smooth, and slow:
 every sample passes half a million weights. Other encodings and activations (SIREN, FINER, WIRE, Gauss, random Fourier
-features; see `fields.networks.coordinate`) are settings. The plain form runs as one fused operator.
+features; see `fields.networks.coordinate`) and an hourglass of residual blocks are settings. The plain form runs as one
+fused operator.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ import torch
 from torch import Tensor, nn
 
 from ..encodings import FrequencyEncoding
-from ..errors import ConfigError
 from ..networks import MLP, CoordinateNetwork, CoordinateNetworkConfig
 from ..networks.coordinate import Activation
 from ..networks.coordinate import Encoding as NetworkEncoding
@@ -46,6 +46,8 @@ class MlpFieldConfig(EncodedFieldConfig):
     """As mip-NeRF's: behind an exponential the whole of space empties within a few steps and does not come back."""
     color_width: int = 128
     color_layers: int = 1
+    density_narrow: int | None = None
+    """Channels inside the blocks of an hourglass (`density_layers` of them, without skip); None: plain layers."""
     modulation: int | None = None
     """Cells along each axis of CAM's three planes of scales and shifts (`CamField`)."""
     bits: Literal[8, 32] = 32
@@ -57,17 +59,14 @@ class MlpFieldConfig(EncodedFieldConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.is_fused:
-            return
-        if self.density_layers < 1 or self.density_width < 1:
-            raise ConfigError(f"a network needs layers and width; got {self.density_layers} of {self.density_width}")
-        _ = self.network
+        if not self.is_fused:
+            _ = self.network  # refuses what is out of its range
 
     @property
     def is_fused(self) -> bool:
         """Whether the network is one that `ops.fused_mlp` knows."""
         plain = self.encoding == "octaves" and self.activation == "relu"
-        return plain and self.modulation is None and self.bits == 32
+        return plain and self.density_narrow is None and self.modulation is None and self.bits == 32
 
     @property
     def network(self) -> CoordinateNetworkConfig:
@@ -85,6 +84,7 @@ class MlpFieldConfig(EncodedFieldConfig):
             sigma=self.sigma,
             octaves=self.octaves,
             skip=self.density_skip,
+            narrow=self.density_narrow,
             modulation=self.modulation,
             modulated_by="xyz",
             bits=self.bits,
@@ -103,8 +103,7 @@ class MlpField(EncodedField):
             encoding = FrequencyEncoding(config.octaves, unit=True)
             density = _fused(config, encoding.features, generator)
         else:
-            encoding = nn.Identity()
-            density = CoordinateNetwork(config.network, seed=seed, precision=config.precision)
+            encoding, density = nn.Identity(), _composed(config, seed)
         super().__init__(config, encoding, density, generator)
 
     def to_unit(self, x: Tensor) -> Tensor:
@@ -122,10 +121,23 @@ class MlpField(EncodedField):
         return [*groups, {"name": "grids", "params": [grids], "lr": self.config.grid_lr}]
 
 
+# Weights before ReLUs begin as He et al. (2015, equation 10) draw them, uniform in +-sqrt(6 / inputs): with smaller ones
+# what comes in would fade from layer to layer.
+
+
 def _fused(config: MlpFieldConfig, inputs: int, generator: torch.Generator) -> MLP:
-    """The plain network. Its weights begin as He et al. (2015, equation 10) draw them: Glorot's, with which networks of
-    two layers begin here, would let what comes in fade by half a layer."""
     network = density_network(config, inputs, generator, bias=True)
     with torch.no_grad():
-        network.parameters_flat.mul_(math.sqrt(2))
+        network.parameters_flat.mul_(math.sqrt(2))  # from Glorot's, inputs and outputs being equally many
+    return network
+
+
+def _composed(config: MlpFieldConfig, seed: int) -> CoordinateNetwork:
+    network = CoordinateNetwork(config.network, seed=seed, precision=config.precision)
+    if config.activation == "relu":
+        with torch.no_grad():
+            for layer in network.layers:
+                assert isinstance(layer, nn.Linear)
+                layer.weight.mul_(math.sqrt(6))  # from +-sqrt(1 / inputs)
+                layer.bias.zero_()
     return network

@@ -3,10 +3,30 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from ...fields.radiance import CamFieldConfig, MlpFieldConfig
 from ..scene import Scene
 from .preset import Preset, preset_of
+
+NETWORKS: dict[str, dict[str, Any]] = {
+    "nerf": {},
+    "hourglass": {"density_narrow": 64, "density_skip": None},
+    "siren": {"encoding": "none", "activation": "sine", "density_skip": None, "lr": 1e-4},
+    "finer": {"encoding": "none", "activation": "finer", "density_skip": None, "lr": 1e-4},
+    "wire": {
+        "encoding": "none",
+        "activation": "wire",
+        "density_width": 181,
+        "density_skip": None,
+        "first_omega": 10.0,
+        "hidden_omega": 10.0,
+        "scale": 10.0,
+    },
+    "gauss": {"encoding": "none", "activation": "gauss", "density_skip": None},
+    "fourier": {"encoding": "fourier", "density_skip": None},
+}
+"""Kind of network -> what differs from NeRF's. FreSh's learning rate for sines (Kania et al. 2025)."""
 
 
 def mlp_preset(scene: Scene) -> Preset:

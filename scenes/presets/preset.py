@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 from ...fields.errors import ConfigError
 from ...fields.optim.radiance import RadianceTaskConfig
@@ -61,15 +61,15 @@ class Preset:
             raise ConfigError("this kind of field has no networks to compute in bf16; leave out --precision")
         return self
 
-    def in_8_bits(self) -> Preset:
-        """With weights of 8 bits.
+    def with_network(self, **settings: Any) -> Preset:
+        """With another network of coordinates.
 
         Raises:
-            ConfigError: the field is no network of coordinates.
+            ConfigError: the field has none.
         """
         if not isinstance(self.field, MlpFieldConfig):
-            raise ConfigError("only models mlp and cam can be stored in 8 bits; leave out --bits")
-        return replace(self, field=replace(self.field, bits=8))
+            raise ConfigError("--network and --bits are for the models mlp and cam; leave them out")
+        return replace(self, field=replace(self.field, **settings))
 
 
 def preset_of(scene: Scene, field: FieldConfig) -> Preset:

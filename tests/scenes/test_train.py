@@ -227,9 +227,10 @@ def test_bf16_is_refused_where_there_are_no_networks(tmp_path):
         run(tmp_path / "run", 2, model="grid", precision="bf16")
 
 
-def test_8_bits_are_refused_where_a_field_is_no_network_of_coordinates(tmp_path):
-    with pytest.raises(ConfigError, match="only models mlp and cam can be stored in 8 bits; leave out --bits"):
-        run(tmp_path / "run", 2, bits=8)
+@pytest.mark.parametrize("changes", [{"bits": 8}, {"network": "siren"}], ids=str)
+def test_settings_of_networks_are_refused_where_a_field_is_none(tmp_path, changes):
+    with pytest.raises(ConfigError, match="--network and --bits are for the models mlp and cam; leave them out"):
+        run(tmp_path / "run", 2, **changes)
 
 
 def test_steps_and_seconds_together_are_refused(tmp_path):

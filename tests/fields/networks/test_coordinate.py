@@ -156,6 +156,23 @@ def test_the_layer_of_the_skip_sees_the_encoded_point_again():
     torch.testing.assert_close(network(x), network.head(h))
 
 
+def test_an_hourglass_adds_what_narrow_blocks_say():
+    network = CoordinateNetwork(small(activation="relu", narrow=3)).double()
+    x = torch.rand(5, 2, dtype=torch.float64)
+    state = dict(network.named_parameters())
+
+    def outer(index, h):
+        return h @ state[f"outer.{index}.weight"].T + state[f"outer.{index}.bias"]
+
+    z = outer(0, 2 * x - 1)
+    assert z.shape == (5, 8)
+    for index in range(2):
+        inside = linear(network, index, torch.nn.functional.layer_norm(z, (8,), eps=1e-5)).relu()
+        assert inside.shape == (5, 3)
+        z = z + outer(index + 1, inside)
+    torch.testing.assert_close(network(x), network.head(z))
+
+
 def test_bfloat16_is_for_networks_of_relus():
     x = torch.rand(64, 2)
     for activation, differs in (("relu", True), ("sine", False)):
@@ -189,6 +206,8 @@ def test_a_shorter_axis_has_the_same_frequency():
         ({"modulation": 1}, "modulation must be 2 to 4096 cells; got 1"),
         ({"modulation": 8, "inputs": 1}, "modulation needs points of at least 2 dimensions; got 1"),
         ({"modulation": 8, "modulated_by": "xyz"}, "modulation needs points of at least 3 dimensions; got 2"),
+        ({"narrow": 0}, "narrow must be positive"),
+        ({"narrow": 4, "skip": 1}, "and skip None with it; got 4 and 1"),
         ({"skip": 4}, "skip must be 1 to 3, a later hidden layer; got 4"),
     ],
 )
