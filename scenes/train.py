@@ -75,8 +75,8 @@ class TrainOptions:
     samples: int | None = None
     """Live samples per step; default by the preset."""
     network: Literal["nerf", "hourglass", "siren", "finer", "wire", "gauss", "fourier"] = "nerf"
-    """What mlp and cam consist of: octaves and ReLU (nerf), residual blocks that are narrow inside (hourglass), waves, or
-    random Fourier features and ReLU. Only nerf is tuned, and in mlp much the fastest."""
+    """What mlp and cam consist of: octaves and ReLU (nerf), residual blocks that are narrow inside (hourglass), waves,
+    or random Fourier features and ReLU. Only nerf is tuned, and in mlp much the fastest."""
     bits: Literal[8, 32] = 32
     """Of a stored weight, for mlp and cam. With 8 the network is trained as it will be stored; files are a quarter."""
     checkpoint_every: int = 1000

@@ -121,8 +121,8 @@ class MlpField(EncodedField):
         return [*groups, {"name": "grids", "params": [grids], "lr": self.config.grid_lr}]
 
 
-# Weights before ReLUs begin as He et al. (2015, equation 10) draw them, uniform in +-sqrt(6 / inputs): with smaller ones
-# what comes in would fade from layer to layer.
+# Weights before ReLUs begin as He et al. (2015, equation 10) draw them, uniform in +-sqrt(6 / inputs): from smaller
+# ones what comes in would fade from layer to layer.
 
 
 def _fused(config: MlpFieldConfig, inputs: int, generator: torch.Generator) -> MLP:
