@@ -12,13 +12,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+from ..encodings import HashGridSpec
 from ..networks.coordinate import CoordinateNetwork, CoordinateNetworkConfig
 from .grid import GridNetwork, GridNetworkConfig
+from .kernels import place_kernels
+from .neurbf import NeurbfConfig, NeurbfNetwork
 from .signal import GridSignal
 from .surface import MeshSignal
 
-Config = CoordinateNetworkConfig | GridNetworkConfig
-Network = CoordinateNetwork | GridNetwork
+Config = CoordinateNetworkConfig | GridNetworkConfig | NeurbfConfig
+Network = CoordinateNetwork | GridNetwork | NeurbfNetwork
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +44,8 @@ class Kind:
 
 SURFACE_FINEST, SURFACE_LOG2_ENTRIES = 1024, 18
 """Cells along the cube of a hash grid's finest level, and entries of a level."""
+SURFACE_VALUES = 856_000
+"""Of a NeuRBF of a surface (the paper's)."""
 _OMEGAS = tuple(float(10 * k) for k in range(1, 21))
 _SINES = {"activation": "sine", "output": "centred"}
 
@@ -114,6 +119,12 @@ KINDS: dict[str, Kind] = {
         lr={"": 1e-2},
         batch=1 << 16,
     ),
+    "neurbf": Kind(
+        network=NeurbfNetwork,
+        config=NeurbfConfig,
+        settings={},
+        lr={"": 5e-3, "first": 1e-2, "network": 1e-2},
+    ),
 }
 """Name on the command line and in files -> family."""
 
@@ -123,6 +134,8 @@ def config_for(kind: str, signal: GridSignal | MeshSignal) -> Config:
     family = KINDS[kind]
     shape = {"inputs": len(signal.size), "outputs": signal.channels, "aspect": signal.aspect}
     config = family.config(**shape, **family.settings)
+    if isinstance(config, NeurbfConfig):
+        return _neurbf_for(config, signal)
     if isinstance(signal, MeshSignal):  # distances are negative inside, and know no cells
         if isinstance(config, CoordinateNetworkConfig):
             return replace(config, output="none")
@@ -138,6 +151,28 @@ def config_for(kind: str, signal: GridSignal | MeshSignal) -> Config:
     return config
 
 
-def build(kind: str, config: Config, seed: int = 0) -> Network:
-    """An untrained network of a family: points (N, D) in [0, 1] -> values (N, C)."""
+def _neurbf_for(config: NeurbfConfig, signal: GridSignal | MeshSignal) -> NeurbfConfig:
+    """As many kernels as give it the values that a hash field of the signal has."""
+    if isinstance(signal, MeshSignal):
+        grid = {"levels": 16, "channels": 1, "finest_resolution": SURFACE_FINEST, "log2_table_size": 15}
+        frequencies = {"frequencies": (1.0, 8.0), "head_frequencies": (30.0, 300.0)}
+        config, values = replace(config, features=16, neighbours=8, **grid, **frequencies), SURFACE_VALUES
+    else:
+        equal = config_for("hash", signal)
+        assert isinstance(equal, GridNetworkConfig)
+        spec, finest = equal.spec, max(equal.finest_resolution // 4, 2)
+        assert isinstance(spec, HashGridSpec)
+        config = replace(config, base_resolution=min(config.base_resolution, finest), finest_resolution=finest)
+        values = spec.entries * spec.channels + equal.decoder.parameter_count
+    return config.with_values(values, most=signal.cells)
+
+
+def build(kind: str, config: Config, seed: int = 0, signal: GridSignal | MeshSignal | None = None) -> Network:
+    """An untrained network of a family: points (N, D) in [0, 1] -> values (N, C).
+
+    Args:
+        signal: where given, families that have kernels place them by it; else they lie anywhere.
+    """
+    if signal is not None and isinstance(config, NeurbfConfig):
+        return NeurbfNetwork(config, seed=seed, kernels=place_kernels(signal, config.kernels, seed=seed))
     return KINDS[kind].network(config, seed=seed)
