@@ -228,9 +228,8 @@ class _Session:
         self.model = self._model(network)
         family = KINDS[options.field]
         lr = {k: v * options.lr for k, v in family.lr.items()}
-        self.task = FitTask(
-            network, signal.to(self.device), lr=lr, batch=options.batch or family.batch, seed=options.seed
-        )
+        batch = options.batch or family.batch
+        self.task = FitTask(network, signal.to(self.device), lr=lr, batch=batch, seed=options.seed, **family.adam)
         if resume:
             self._take(header, tensors)
         return self.state

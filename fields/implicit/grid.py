@@ -89,6 +89,13 @@ class GridNetworkConfig:
             inputs=self.spec.features, outputs=self.outputs, width=self.width, hidden_layers=self.hidden_layers
         )
 
+    @property
+    def values(self) -> int:
+        """Values of grid and network."""
+        spec = self.spec
+        stored = spec.entries * spec.channels if isinstance(spec, HashGridSpec) else spec.parameter_count
+        return stored + self.decoder.parameter_count
+
     def _term(self, factors: tuple[str, ...], size: int) -> Term:
         x, y, z = (*(max(2, round(size * a)) for a in self.aspect or (1.0,) * self.inputs), 2)[:3]
         return Term(factors=factors, channels=self.channels, resolution=(x, y, z))

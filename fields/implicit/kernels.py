@@ -1,8 +1,12 @@
 """Where do kernels go, so that they are many and thin where a signal changes? By weighted k-means (NeuRBF, 2023).
 
-Cells of a signal count by how fast it changes there (Sobel's gradient), points near a surface by the inverse of their
+Cells of a signal count by the square of its gradient there (Sobel's), points near a surface by the inverse of their
 distance. Kernels start at cells drawn by these weights, move to the weighted mean of the points nearest to them, ten
 times, and take the weighted second moments of these points for their shape, so that they lie along edges.
+
+The paper weighs by the gradient itself. With its square what k-means makes small, the sum of weights times squared
+distances, is to first order the error of a signal that is constant round every kernel. And flat cells count a little
+here: a kernel says the same on both sides of its centre, so that where all lie on an edge its two sides look alike.
 """
 
 from __future__ import annotations
@@ -23,6 +27,8 @@ SPREAD = 2.0
 """A kernel's matrix over the second moments of its points: 1 / alpha of the paper's images and surfaces."""
 MOST_POINTS = 1 << 20
 """A signal with more points is represented by so many, drawn at random: a second of k-means a round."""
+FLAT = 0.1
+"""Weight of a flat cell, over the mean of the weights. A disk of 64x64 pixels is learned 3 to 5 dB better with it."""
 SURFACE_FLOOR = 1e-9
 """Added to a distance before it is inverted (the released value); distances are in sides of the cube."""
 
@@ -49,25 +55,28 @@ def place_kernels(signal: GridSignal | MeshSignal, count: int, *, seed: int = 0)
     else:
         aspect = torch.tensor(signal.aspect)
         points = cell_centres(index, signal.size) * aspect.to(signal.device)
-        weights = gradient_magnitudes(signal, index)
+        weights = squared_gradients(signal, index)
+        weights = weights + FLAT * weights.nanmean()
         extents = aspect / torch.tensor(signal.size)
     return weighted_kernels(points.cpu(), weights.cpu(), count, extents=extents, generator=generator)
 
 
-def gradient_magnitudes(signal: GridSignal, index: Tensor) -> Tensor:
-    """(N,) norms of Sobel's gradient over axes and channels at cells (N,); cells beyond the border repeat it."""
+def squared_gradients(signal: GridSignal, index: Tensor) -> Tensor:
+    """(N,) squares of Sobel's gradient, summed over axes and channels, at cells (N,); borders are repeated outwards."""
     size = signal.size
     strides = [math.prod(size[:axis]) for axis in range(len(size))]
     places = [index // stride % cells for stride, cells in zip(strides, size, strict=True)]
     slopes = torch.zeros(len(size), len(index), signal.channels, device=signal.device)
     middle = signal.at(index)  # less which a constant signal has slopes of exactly 0
     for offset in itertools.product((-1, 0, 1), repeat=len(size)):
-        parts = zip(places, offset, size, strides, strict=True)
-        value = signal.at(sum((p + o).clamp(0, cells - 1) * stride for p, o, cells, stride in parts)) - middle
+        there = torch.zeros_like(index)
+        for place, step, cells, stride in zip(places, offset, size, strides, strict=True):
+            there += (place + step).clamp(0, cells - 1) * stride
+        value = signal.at(there) - middle
         for axis, sign in enumerate(offset):
             smooth = math.prod(2 - abs(o) for other, o in enumerate(offset) if other != axis)
             slopes[axis] += sign * smooth * value
-    return slopes.square().sum((0, 2)).sqrt()
+    return slopes.square().sum((0, 2))
 
 
 def weighted_kernels(
@@ -125,9 +134,9 @@ class KernelTree:
         self.version = centres._version
         self.tree = None
         if centres.device.type == "cpu":
-            from scipy.spatial import cKDTree
+            from scipy.spatial import KDTree
 
-            self.tree = cKDTree(self.centres.numpy())
+            self.tree = KDTree(self.centres.numpy())
 
     def nearest(self, points: Tensor, k: int) -> Tensor:
         """As `nearest_kernels`."""
@@ -136,5 +145,5 @@ class KernelTree:
             block = max(1, (1 << 26) // len(self.centres))  # distances at a time: 256 MB
             rows = [torch.cdist(part, self.centres).topk(k, largest=False).indices for part in points.split(block)]
             return torch.cat(rows) if rows else points.new_zeros(0, k, dtype=torch.int64)
-        found = self.tree.query(points.numpy(), list(range(1, k + 1)), workers=torch.get_num_threads())[1]
-        return torch.from_numpy(found).reshape(-1, k).long()
+        found = self.tree.query(points.numpy(), k, workers=torch.get_num_threads())[1]
+        return torch.as_tensor(found).reshape(-1, k).long()

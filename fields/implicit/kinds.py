@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ..encodings import HashGridSpec
 from ..networks.coordinate import CoordinateNetwork, CoordinateNetworkConfig
 from .grid import GridNetwork, GridNetworkConfig
 from .kernels import place_kernels
@@ -34,6 +33,8 @@ class Kind:
     """What differs from the configuration's defaults."""
     lr: dict[str, float]
     """Learning rates of Adam, by the beginning of the parameter's name; "" for all others."""
+    adam: dict[str, Any] = field(default_factory=dict)
+    """What else differs from the defaults of `FitTask`'s Adam."""
     batch: int = 1 << 14
     """Points per step: what two cores do in about a tenth of a second."""
     frequency: str | None = None
@@ -124,6 +125,7 @@ KINDS: dict[str, Kind] = {
         config=NeurbfConfig,
         settings={},
         lr={"": 5e-3, "first": 1e-2, "network": 1e-2},
+        adam={"betas": (0.9, 0.99), "epsilon": 1e-15},
     ),
 }
 """Name on the command line and in files -> family."""
@@ -152,19 +154,15 @@ def config_for(kind: str, signal: GridSignal | MeshSignal) -> Config:
 
 
 def _neurbf_for(config: NeurbfConfig, signal: GridSignal | MeshSignal) -> NeurbfConfig:
-    """As many kernels as give it the values that a hash field of the signal has."""
+    """As many values as a hash field of the signal has; of a surface the paper's settings."""
     if isinstance(signal, MeshSignal):
-        grid = {"levels": 16, "channels": 1, "finest_resolution": SURFACE_FINEST, "log2_table_size": 15}
+        grid = {"levels": 16, "channels": 1, "finest_resolution": SURFACE_FINEST, "log2_table_size": 14}
         frequencies = {"frequencies": (1.0, 8.0), "head_frequencies": (30.0, 300.0)}
-        config, values = replace(config, features=16, neighbours=8, **grid, **frequencies), SURFACE_VALUES
-    else:
-        equal = config_for("hash", signal)
-        assert isinstance(equal, GridNetworkConfig)
-        spec, finest = equal.spec, max(equal.finest_resolution // 4, 2)
-        assert isinstance(spec, HashGridSpec)
-        config = replace(config, base_resolution=min(config.base_resolution, finest), finest_resolution=finest)
-        values = spec.entries * spec.channels + equal.decoder.parameter_count
-    return config.with_values(values, most=signal.cells)
+        config = replace(config, features=16, neighbours=8, **grid, **frequencies)
+        return config.with_kernels(SURFACE_VALUES, most=signal.cells)
+    equal = config_for("hash", signal)
+    assert isinstance(equal, GridNetworkConfig)
+    return config.with_values(equal.values, most=signal.cells)
 
 
 def build(kind: str, config: Config, seed: int = 0, signal: GridSignal | MeshSignal | None = None) -> Network:

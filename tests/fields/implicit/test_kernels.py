@@ -10,11 +10,12 @@ from polyfield.fields.implicit import GridSignal, make_mesh_signal
 from polyfield.fields.implicit.kernels import (
     SPREAD,
     KernelTree,
-    gradient_magnitudes,
     inverse_factors,
     place_kernels,
+    squared_gradients,
     weighted_kernels,
 )
+from polyfield.fields.implicit.signal import cell_centres
 
 
 def placed(points, weights, count, seed=0, extents=None):
@@ -81,19 +82,29 @@ def test_gradients_are_those_of_a_ramp_and_zero_on_a_constant():
     z, y, x = torch.meshgrid(torch.arange(5.0), torch.arange(6.0), torch.arange(7.0), indexing="ij")
     signal = GridSignal("volume", torch.stack([2 * x, 3 * y - z], -1))
     inner = torch.tensor([2 * 42 + 2 * 7 + 3, 3 * 42 + 3 * 7 + 4])
-    found = gradient_magnitudes(signal, inner)
-    torch.testing.assert_close(found, torch.full((2,), 32 * math.sqrt(4 + 9 + 1)))  # Sobel's weights sum to 2 * 4 * 4
+    found = squared_gradients(signal, inner)
+    torch.testing.assert_close(found, torch.full((2,), 32.0**2 * (4 + 9 + 1)))  # Sobel's weights sum to 2 * 4 * 4
     constant = GridSignal("image", torch.full((4, 4, 3), 77, dtype=torch.uint8))
-    assert not gradient_magnitudes(constant, torch.arange(16)).any()
+    assert not squared_gradients(constant, torch.arange(16)).any()
+
+
+def edge() -> GridSignal:
+    values = torch.zeros(32, 48, 1)
+    values[:, 24:] = 1
+    return GridSignal("image", values)
 
 
 def test_kernels_of_an_edge_lie_along_it():
-    values = torch.zeros(32, 48, 1)
-    values[:, 24:] = 1
-    kernels = place_kernels(GridSignal("image", values), 5)
+    index = torch.arange(32 * 48)
+    kernels = placed(cell_centres(index, (48, 32)), squared_gradients(edge(), index), 5)
     torch.testing.assert_close(kernels.centres[:, 0], torch.full((5,), 0.5), rtol=0, atol=1e-6)
-    assert float(kernels.centres[:, 1].max()) < 32 / 48
     assert bool((matrices(kernels)[:, 1, 1] > 3 * matrices(kernels)[:, 0, 0]).all())
+
+
+def test_most_kernels_of_an_edge_lie_at_it_and_some_beside_it():
+    centres = place_kernels(edge(), 8).centres
+    assert 4 <= int(((centres[:, 0] - 0.5).abs() < 1 / 48).sum()) < 8
+    assert float(centres[:, 1].max()) < 32 / 48
 
 
 def test_kernels_of_a_mesh_lie_at_its_surface():
