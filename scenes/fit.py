@@ -48,7 +48,7 @@ class FitOptions:
     max_steps: int | None = None
     """Total optimisation steps. Default: by time."""
     max_seconds: float | None = None
-    """Fitting time, the choice of the frequency and the evaluation not counted. Default: 60."""
+    """Fitting time; choosing the frequency, placing kernels and evaluating are not counted. Default: 60."""
     frequency: str = "auto"
     """What the untrained network can show: auto chooses by the signal's spectrum (FreSh), default takes the paper's
     setting, or a number (omega of siren, wire and gauss, bias of finer, sigma of fourier and cam, octaves of pe)."""

@@ -110,8 +110,9 @@ class NeurbfConfig:
         return self.features + spec.entries * spec.channels + WIDTH * (columns + 1 + WIDTH + self.outputs)
 
     def with_values(self, values: int, *, most: int) -> NeurbfConfig:
-        """The same with a grid and kernels that make it hold about `values` values in all, 1 to `most` kernels."""
-        entries = max(GRID_SHARE * values / self.channels, 4.0**self.inputs)
+        """The same with a grid and kernels that make it hold `values` values in all; of grid points and of kernels there
+        are at most `most`."""
+        entries = max(min(GRID_SHARE * values / self.channels, most), 4.0**self.inputs)
         finest = int(entries ** (1 / self.inputs))
         grid = {"finest_resolution": finest, "base_resolution": max(2, finest // 3), "levels": 2}
         sized = replace(self, **grid, log2_table_size=min(max(math.ceil(math.log2(finest**self.inputs)), 4), 24))
@@ -170,7 +171,7 @@ class NeurbfNetwork(nn.Module):
         if x.ndim != 2 or x.shape[1] != inputs:
             raise ShapeError(f"x must be (N, {inputs}); got {tuple(x.shape)}")
         nearest, phi = self.nearest(x)
-        told = torch.sin(phi[..., None] * self.multipliers + self.phases)
+        told = torch.addcmul(self.phases, phi[..., None], self.multipliers).sin()
         near = (told * nn.functional.embedding(nearest, self.weights)).sum(1)
         # The grid has equal cells along all axes, so that none of it lies outside of an oblong signal.
         position = x.clamp(0, 1) if inputs == 3 else torch.cat([x.clamp(0, 1), x.new_zeros(len(x), 1)], 1)
