@@ -110,8 +110,8 @@ class NeurbfConfig:
         return self.features + spec.entries * spec.channels + WIDTH * (columns + 1 + WIDTH + self.outputs)
 
     def with_values(self, values: int, *, most: int) -> NeurbfConfig:
-        """The same with a grid and kernels that make it hold `values` values in all; of grid points and of kernels there
-        are at most `most`."""
+        """The same with a grid and kernels that make it hold `values` values in all, at most `most` grid points and
+        `most` kernels."""
         entries = max(min(GRID_SHARE * values / self.channels, most), 4.0**self.inputs)
         finest = int(entries ** (1 / self.inputs))
         grid = {"finest_resolution": finest, "base_resolution": max(2, finest // 3), "levels": 2}

@@ -7,6 +7,7 @@ import torch
 
 from polyfield.fields.geometry import make_icosphere
 from polyfield.fields.implicit import GridSignal, make_mesh_signal
+from polyfield.fields.implicit import kernels as kernels_module
 from polyfield.fields.implicit.kernels import (
     SPREAD,
     KernelTree,
@@ -60,6 +61,15 @@ def test_kernels_move_to_the_middle_of_what_is_nearest():
     first, last = (placed(middles + offsets, torch.ones(900), 12, seed=seed).centres for seed in (3, 3))
     assert torch.equal(first, last)
     assert not torch.equal(first, found)
+
+
+def test_kernels_come_nearer_to_all_points_by_moving(monkeypatch):
+    points = torch.rand(1000, 2, generator=torch.Generator().manual_seed(1))
+    moved = placed(points, torch.ones(1000), 20).centres
+    monkeypatch.setattr(kernels_module, "ROUNDS", 0)
+    drawn = placed(points, torch.ones(1000), 20).centres
+    squares = [torch.cdist(points, centres).amin(1).square().mean() for centres in (moved, drawn)]
+    assert squares[0] < 0.75 * squares[1]
 
 
 def test_where_no_weight_counts_all_points_count_alike():

@@ -90,18 +90,21 @@ def test_centres_and_shapes_do_not_learn_and_all_else_does():
 
 
 def test_what_is_remembered_of_points_is_of_these_points_and_kernels():
-    network = network_of()
-    x = points_of(20, 2)
+    network = network_of(kernels=40).float()
+    others = network_of(kernels=40).float()
+    x, moved = points_of(40, 2).float().split(20)
     first = network(x)
     assert network.nearest(x)[1] is network.nearest(x)[1]
     assert torch.equal(network(x), first)
-    x.copy_(points_of(40, 2)[20:])
-    assert torch.equal(network(x), network(x.clone()))
+    x.copy_(moved)
+    assert torch.equal(network(x), others(moved))
     with torch.no_grad():
-        network.centres.copy_(points_of(29, 2)[20:])
-    assert torch.equal(network(x), network(x.clone()))
-    network.load_state_dict(network_of(neighbours=3).state_dict())
-    assert torch.equal(network(x), network_of()(x))
+        others.centres.copy_(points_of(60, 2)[20:])
+    expected = network_of(kernels=40).float()
+    expected.load_state_dict(others.state_dict())
+    assert torch.equal(others(moved), expected(moved))
+    network.load_state_dict(expected.state_dict())
+    assert torch.equal(network(x), expected(moved))
 
 
 SIGNALS = {
