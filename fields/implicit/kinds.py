@@ -154,11 +154,11 @@ def config_for(kind: str, signal: GridSignal | MeshSignal) -> Config:
 
 
 def _neurbf_for(config: NeurbfConfig, signal: GridSignal | MeshSignal) -> NeurbfConfig:
-    """As many values as a hash field of the signal has; of a surface the paper's settings."""
+    """As many values as a hash field of the signal has; of a surface the paper's settings, but for the network's first
+    layer: with its multipliers up to 300 a sphere has an IoU of .49 after 100 steps, with 10 of .68."""
     if isinstance(signal, MeshSignal):
         grid = {"levels": 16, "channels": 1, "finest_resolution": SURFACE_FINEST, "log2_table_size": 14}
-        frequencies = {"frequencies": (1.0, 8.0), "head_frequencies": (30.0, 300.0)}
-        config = replace(config, features=16, neighbours=8, **grid, **frequencies)
+        config = replace(config, features=16, neighbours=8, frequencies=(1.0, 8.0), **grid)
         return config.with_kernels(SURFACE_VALUES, most=signal.cells)
     equal = config_for("hash", signal)
     assert isinstance(equal, GridNetworkConfig)
