@@ -26,7 +26,7 @@ ROUNDS = 10
 SPREAD = 2.0
 """A kernel's matrix over the second moments of its points: 1 / alpha of the paper's images and surfaces."""
 MOST_POINTS = 1 << 20
-"""A signal with more points is represented by so many, drawn at random: a second of k-means a round."""
+"""A signal with more points is represented by so many, drawn at random: half a second of k-means a round."""
 FLAT = 0.1
 """Weight of a flat cell, over the mean of the weights. A disk of 64x64 pixels is learned 3 to 5 dB better with it."""
 SURFACE_FLOOR = 1e-9

@@ -42,7 +42,7 @@ LEAST = {
     "hash": 20,
     "planes": 16,
     "tensor": 28,
-    "neurbf": 20,
+    "neurbf": 32,
 }
 
 
