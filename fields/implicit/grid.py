@@ -82,6 +82,20 @@ class GridNetworkConfig:
         sizes = [round(self.base_resolution * ratio**level) for level in range(self.levels)]
         return FactoredGridSpec(terms=tuple(self._term(planes, size) for size in sizes))
 
+    @property
+    def decoder(self) -> MlpSpec:
+        """The network."""
+        return MlpSpec(
+            inputs=self.spec.features, outputs=self.outputs, width=self.width, hidden_layers=self.hidden_layers
+        )
+
+    @property
+    def values(self) -> int:
+        """Values of grid and network."""
+        spec = self.spec
+        stored = spec.entries * spec.channels if isinstance(spec, HashGridSpec) else spec.parameter_count
+        return stored + self.decoder.parameter_count
+
     def _term(self, factors: tuple[str, ...], size: int) -> Term:
         x, y, z = (*(max(2, round(size * a)) for a in self.aspect or (1.0,) * self.inputs), 2)[:3]
         return Term(factors=factors, channels=self.channels, resolution=(x, y, z))
@@ -108,10 +122,7 @@ class GridNetwork(nn.Module):
             self.encoding = HashGridEncoding(spec, generator)
         else:
             self.encoding = FactoredGridEncoding(spec, generator, low, high)
-        shape = MlpSpec(
-            inputs=spec.features, outputs=config.outputs, width=config.width, hidden_layers=config.hidden_layers
-        )
-        self.network = MLP(shape, generator=generator)
+        self.network = MLP(config.decoder, generator=generator)
 
     def forward(self, x: Tensor) -> Tensor:
         """x (N, D) in [0, 1] (clamped) -> (N, outputs).

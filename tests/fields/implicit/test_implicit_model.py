@@ -27,7 +27,7 @@ def test_every_family_holds_a_surface(kind, tmp_path):
     assert loaded.cube == pytest.approx(cube)
     assert loaded.sample().shape == (8, 8, 8, 1)
     assert network.config.outputs == 1
-    assert isinstance(network.config, GridNetworkConfig) or network.config.output == "none"
+    assert getattr(network.config, "output", "none") == "none"
 
 
 @pytest.mark.parametrize("kind", KINDS)
