@@ -64,6 +64,7 @@ def few_voxels(monkeypatch):
         ({"distortion": 0.01}, 150, 28, 10),
         ({"refine_poses": True}, 150, 28, 10),
         ({"model": "tensor"}, 300, 22, 8),  # slower here than hash: 19.1 dB after 150 steps, 24.4 after 300, one seed
+        ({"model": "planes"}, 300, 22, 8),
         ({"model": "grid"}, 300, 22, 8),
     ],
     ids=str,
@@ -122,7 +123,7 @@ def start(folder: Path, steps: int, mode: str) -> subprocess.Popen:
     return subprocess.Popen([sys.executable, "-c", textwrap.dedent(SCRIPT), str(folder), str(steps), mode, *sys.path])
 
 
-@pytest.mark.parametrize("model", ["tensor", "grid"])
+@pytest.mark.parametrize("model", ["tensor", "planes", "grid"])
 def test_a_run_that_has_grown_resumes_to_the_same_bits(tmp_path, model):
     growing = {"model": model, "checkpoint_every": 4}
     run(tmp_path / "whole", 16, **growing)

@@ -1,4 +1,4 @@
-"""The tensor field grows: finer, into the box that is occupied, and what it says there stays what it was."""
+"""Tensors and planes grow: finer, into the box that is occupied, and what they say there stays what it was."""
 
 from __future__ import annotations
 
@@ -6,20 +6,33 @@ import pytest
 import torch
 
 from polyfield.fields.errors import ConfigError
-from polyfield.fields.radiance import TensorField, TensorFieldConfig
-from polyfield.fields.radiance.tensor import STAGES
+from polyfield.fields.radiance import FIELDS, PlanesField, PlanesFieldConfig, TensorField
+from polyfield.fields.radiance.factored import STAGES
 
 BOX = torch.tensor([[-0.5, -0.25, -1.0], [0.5, 0.75, 0.1]])
+KINDS = {
+    "vm": ("tensor", {"form": "vm", "components": 5}),
+    "cp": ("tensor", {"form": "cp", "components": 5}),
+    "product": ("planes", {"combination": "product", "channels": 4, "scales": 2}),
+    "sum": ("planes", {"combination": "sum", "channels": 4, "scales": 2}),
+}
 
 
-def make_field(**changes) -> TensorField:
-    config = {"components": 5, "first_voxels": 30**3, "final_voxels": 60**3} | changes
-    return TensorField(TensorFieldConfig(**config), seed=1)  # type: ignore[arg-type]
+@pytest.fixture(params=KINDS)
+def kind(request) -> str:
+    return request.param
 
 
-@pytest.mark.parametrize("form", ["vm", "cp"])
-def test_a_refined_field_says_nearly_what_it_said(form):
-    field = make_field(form=form)
+def make_field(kind: str, **changes) -> TensorField | PlanesField:
+    name, config = KINDS[kind]
+    cls, config_class = FIELDS[name]
+    made = cls(config_class(**{"first_voxels": 30**3, "final_voxels": 60**3, **config, **changes}), seed=1)
+    assert isinstance(made, TensorField | PlanesField)
+    return made
+
+
+def test_a_refined_field_says_nearly_what_it_said(kind):
+    field = make_field(kind)
     with torch.no_grad():  # smooth, so that finer texels can say the same
         for factor in field.encoding.spec.factors():
             b, a, c = factor.shape
@@ -35,8 +48,8 @@ def test_a_refined_field_says_nearly_what_it_said(form):
     torch.testing.assert_close(after.features, before.features, atol=0.02, rtol=0.02)
 
 
-def test_it_grows_once_a_stage_and_draws_in_its_box():
-    field = make_field()
+def test_it_grows_once_a_stage_and_draws_in_its_box(kind):
+    field = make_field(kind)
     sizes = [field.encoding.table.shape[0]]
     for k, at in enumerate(STAGES):
         assert not field.grow(at - 0.01, lambda: BOX)
@@ -51,22 +64,30 @@ def test_it_grows_once_a_stage_and_draws_in_its_box():
     assert torch.tensor(field.config.resolution).prod() == pytest.approx(60**3, rel=0.05)
 
 
-def test_nothing_occupied_leaves_the_box_alone():
-    field = make_field()
+def test_nothing_occupied_leaves_the_box_alone(kind):
+    field = make_field(kind)
     assert field.grow(1.0, lambda: torch.tensor([[-1.0] * 3, [1.0] * 3]))
     assert field.config.box == (-1.0, -1.0, -1.0, 1.0, 1.0, 1.0)
 
 
-def test_a_field_takes_the_shape_that_another_has_grown_to():
-    grown, other = make_field(), make_field()
+def test_a_field_takes_the_shape_that_another_has_grown_to(kind):
+    grown, other = make_field(kind), make_field(kind)
     grown.grow(0.1, lambda: BOX)
     other.regrow(grown.growth())
     other.load_state_dict(grown.state_dict())
     x = torch.rand(50, 3) * 2 - 1
     assert torch.equal(other.geometry(x).density_raw, grown.geometry(x).density_raw)
-    again = TensorField(grown.config)
+    again = type(grown)(grown.config)  # type: ignore[arg-type]
     again.load_state_dict(grown.state_dict())
     assert torch.equal(again.geometry(x).density_raw, grown.geometry(x).density_raw)
+
+
+@pytest.mark.parametrize(("combination", "features", "terms"), [("product", 12, 3), ("sum", 36, 9)])
+def test_scales_lie_side_by_side_each_half_as_fine_as_the_next(combination, features, terms):
+    spec = PlanesFieldConfig(combination=combination, channels=4, scales=3, first_voxels=64**3).spec
+    assert spec.features == features
+    assert [term.resolution[0] for term in spec.terms][:: terms // 3] == [16, 32, 64]
+    assert {name for term in spec.terms for name in term.factors} == {"xy", "xz", "yz"}
 
 
 @pytest.mark.parametrize(
@@ -78,6 +99,13 @@ def test_a_field_takes_the_shape_that_another_has_grown_to():
         ({"box": (0.0, 0.0, 0.0, 1.0, 1.0, 0.0)}, r"box must be a lower and an upper corner within \[-1, 1\]\^3"),
     ],
 )
-def test_settings_out_of_range_are_named(changes, text):
+def test_settings_out_of_range_are_named(kind, changes, text):
     with pytest.raises(ConfigError, match=text):
-        make_field(**changes)
+        make_field(kind, **changes)
+
+
+def test_settings_of_planes_out_of_range_are_named():
+    with pytest.raises(ConfigError, match="scales must be 1 to 6; got 0"):
+        PlanesFieldConfig(scales=0)
+    with pytest.raises(ConfigError, match="combination must be product or sum; got 'mean'"):
+        PlanesFieldConfig(combination="mean")  # type: ignore[arg-type]
