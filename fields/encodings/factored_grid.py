@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -41,6 +43,21 @@ class FactoredGridEncoding(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(N, 3) positions in [0, 1] (clamped) -> (N, features)."""
         return factored_encode(x, self.table.reshape(-1), self.spec)
+
+    @torch.no_grad()
+    def add_variation_gradient_(self, weight: float) -> None:
+        """Add to the table's gradient that of `weight` times the sum, over all factors and their axes, of the squared
+        differences between neighbouring texels, divided by the factor's number of values (the total
+        variation of K-Planes, Fridovich-Keil et al. 2023)."""
+        assert self.table.grad is not None
+        table, grad = self.table.view(-1), self.table.grad.view(-1)
+        for factor in self.spec.factors():
+            size = math.prod(factor.shape)
+            values, sums = (flat[factor.first : factor.first + size].view(factor.shape) for flat in (table, grad))
+            for axis in range(2):
+                slope = values.diff(dim=axis).mul_(2 * weight / size)
+                sums.narrow(axis, 1, slope.shape[axis]).add_(slope)
+                sums.narrow(axis, 0, slope.shape[axis]).sub_(slope)
 
     @torch.no_grad()
     def resampled(self, spec: FactoredGridSpec, low: Tensor, high: Tensor) -> FactoredGridEncoding:

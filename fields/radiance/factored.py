@@ -72,7 +72,6 @@ class FactoredFieldConfig(EncodedFieldConfig, ABC):
 class FactoredField(EncodedField):
     """Concrete fields say how texels start. `config` says what it has grown to."""
 
-    config: FactoredFieldConfig
     encoding: FactoredGridEncoding
 
     def __init__(self, config: FactoredFieldConfig, low: float, high: float, seed: int) -> None:

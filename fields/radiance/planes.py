@@ -32,6 +32,8 @@ class PlanesFieldConfig(FactoredFieldConfig):
     """Resolutions, each half as fine as the next (K-Planes: 3)."""
     channels: int = 16
     """Of each plane (K-Planes: 32)."""
+    variation: float = 1e-3
+    """Weight of the planes' total variation; see `FactoredGridEncoding.add_variation_gradient_`."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -39,6 +41,8 @@ class PlanesFieldConfig(FactoredFieldConfig):
             raise ConfigError(f"combination must be {' or '.join(COMBINATIONS)}; got {self.combination!r}")
         if not 1 <= self.scales <= MOST_SCALES:
             raise ConfigError(f"scales must be 1 to {MOST_SCALES}; got {self.scales}")
+        if not self.variation >= 0:
+            raise ConfigError(f"variation must not be negative; got {self.variation}")
 
     @property
     def spec(self) -> FactoredGridSpec:
@@ -60,3 +64,7 @@ class PlanesField(FactoredField):
     def __init__(self, config: PlanesFieldConfig | None = None, *, seed: int = 0) -> None:
         config = config or PlanesFieldConfig()
         super().__init__(config, *FIRST_TEXELS[config.combination], seed)
+
+    def add_prior_gradients(self, step: int, seed: int) -> None:
+        if self.config.variation > 0:
+            self.encoding.add_variation_gradient_(self.config.variation)

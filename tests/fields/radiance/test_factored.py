@@ -109,3 +109,5 @@ def test_settings_of_planes_out_of_range_are_named():
         PlanesFieldConfig(scales=0)
     with pytest.raises(ConfigError, match="combination must be product or sum; got 'mean'"):
         PlanesFieldConfig(combination="mean")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="variation must not be negative; got -1"):
+        PlanesFieldConfig(variation=-1)
