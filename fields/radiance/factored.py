@@ -74,10 +74,11 @@ class FactoredField(EncodedField):
 
     encoding: FactoredGridEncoding
 
-    def __init__(self, config: FactoredFieldConfig, low: float, high: float, seed: int) -> None:
-        """Texels start uniform between `low` and `high`."""
+    def __init__(self, config: FactoredFieldConfig, low: float, high: float, *, origin: float = 0.0, seed: int) -> None:
+        """Texels start uniform between `low` and `high`; `origin` is subtracted from the features."""
         generator = torch.Generator().manual_seed(seed)
-        super().__init__(config, FactoredGridEncoding(config.spec, generator, low, high), generator)
+        encoding = FactoredGridEncoding(config.spec, generator, low, high, origin=origin)
+        super().__init__(config, encoding, generator)
 
     def to_unit(self, x: Tensor) -> Tensor:
         """Scene positions (N, 3) to the box's [0, 1]^3."""
@@ -102,7 +103,8 @@ class FactoredField(EncodedField):
 
     def regrow(self, growth: dict[str, Any]) -> None:
         self.config = dataclasses.replace(self.config, stage=int(growth["stage"]), box=tuple(growth["box"]))
-        self.encoding = FactoredGridEncoding(self.config.spec, None, 0.0, 0.0).to(self.encoding.table.device)
+        encoding = FactoredGridEncoding(self.config.spec, None, 0.0, 0.0, origin=self.encoding.origin)
+        self.encoding = encoding.to(self.encoding.table.device)
 
     def _drawn_in(self, occupied: Tensor, box: Tensor) -> Tensor:
         """(2, 3) the part of the box that holds what is occupied, with a margin."""

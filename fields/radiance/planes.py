@@ -8,7 +8,7 @@ with weights of its own. Refined and drawn in while it trains (`factored`), whic
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from ..errors import ConfigError
 from ..ops.factored_encode import FactoredGridSpec, Term
@@ -16,8 +16,16 @@ from .factored import FactoredField, FactoredFieldConfig
 
 COMBINATIONS = {"product": (("xy", "xz", "yz"),), "sum": (("xy",), ("xz",), ("yz",))}
 """The terms of a scale."""
-FIRST_TEXELS = {"product": (0.9, 1.1), "sum": (-0.1, 0.1)}
-"""Texels start uniform between these."""
+ORIGIN = {"product": 1.0, "sum": 0.0}
+"""About which texels start, and what is subtracted from the features. A factor of a product starts near one, so that
+what the others learn passes through it: between K-Planes' 0.1 and 0.5 products are some hundredths (lego at 400x400,
+held-out views after 300 steps of 2^14 samples: 19.3 dB, so 20.7 dB). Subtracted, lest a scene begin with the random
+density that the network makes of ones: one seed of three emptied itself (11.8 dB after 100 steps, so 19.3 dB)."""
+SPREAD = 0.1
+"""Of the first texels; with 0.01 channels are too alike (20.5 dB for 20.7), with 0.5 noise stays (21.2 for 21.8)."""
+TEXEL_RATE = 2.0
+"""Adam's rate of texels over that of the networks. Held-out views of lego at 400x400 after 1200 steps of 2^14 samples:
+28.0 dB; with 1, 26.7 dB; 25.7 and 26.7 dB with both rates at 4e-2 and with texels alone, neither with variation."""
 MOST_SCALES = 6
 
 
@@ -27,13 +35,14 @@ class PlanesFieldConfig(FactoredFieldConfig):
 
     combination: Literal["product", "sum"] = "product"
     """Of the three planes of a scale: multiplied together, or side by side for the density network to add up
-    (tri-planes)."""
+    (tri-planes). Held-out views after those steps, without variation: 26.7 and 24.7 dB."""
     scales: int = 3
     """Resolutions, each half as fine as the next (K-Planes: 3)."""
     channels: int = 16
     """Of each plane (K-Planes: 32)."""
     variation: float = 1e-3
-    """Weight of the planes' total variation; see `FactoredGridEncoding.add_variation_gradient_`."""
+    """Weight of the planes' total variation; see `FactoredGridEncoding.add_variation_gradient_`. Held-out views after
+    1200 steps as at `TEXEL_RATE`: 26.7 dB with 0, 28.0 with 1e-3, 28.1 with 1e-2, 26.9 with 0.1."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -63,7 +72,12 @@ class PlanesField(FactoredField):
 
     def __init__(self, config: PlanesFieldConfig | None = None, *, seed: int = 0) -> None:
         config = config or PlanesFieldConfig()
-        super().__init__(config, *FIRST_TEXELS[config.combination], seed)
+        origin = ORIGIN[config.combination]
+        super().__init__(config, origin - SPREAD, origin + SPREAD, origin=origin, seed=seed)
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        texels, *networks = super().parameter_groups()
+        return [texels | {"lr": TEXEL_RATE * self.config.lr}, *networks]
 
     def add_prior_gradients(self, step: int, seed: int) -> None:
         if self.config.variation > 0:

@@ -39,4 +39,4 @@ class TensorField(FactoredField):
     config: TensorFieldConfig
 
     def __init__(self, config: TensorFieldConfig | None = None, *, seed: int = 0) -> None:
-        super().__init__(config or TensorFieldConfig(), -RANGE, RANGE, seed)
+        super().__init__(config or TensorFieldConfig(), -RANGE, RANGE, seed=seed)

@@ -111,3 +111,12 @@ def test_settings_of_planes_out_of_range_are_named():
         PlanesFieldConfig(combination="mean")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="variation must not be negative; got -1"):
         PlanesFieldConfig(variation=-1)
+
+
+@pytest.mark.parametrize("combination", ["product", "sum"])
+def test_planes_begin_as_a_thin_haze_for_every_seed(combination):
+    x = torch.rand(100, 3) * 2 - 1
+    for seed in range(8):
+        config = PlanesFieldConfig(combination=combination, first_voxels=16**3)
+        raw = PlanesField(config, seed=seed).geometry(x).density_raw
+        assert float(raw.detach().abs().max()) < 1
