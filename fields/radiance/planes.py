@@ -20,9 +20,9 @@ ORIGIN = {"product": 1.0, "sum": 0.0}
 """About which texels start, and what is subtracted from the features. A factor of a product starts near one, so that
 what the others learn passes through it: between K-Planes' 0.1 and 0.5 products are some hundredths (lego at 400x400,
 held-out views after 300 steps of 2^14 samples: 19.3 dB, so 20.7 dB). Subtracted, lest a scene begin with the random
-density that the network makes of ones: of seeds 0, 1 and 3 the last emptied itself (11.8 dB after 100 steps; so,
-with texels at twice the rate, 19.3 dB). Where that does not happen it costs: seed 0, 1200 steps, variation now and then, 27.2 dB without (every 8th
-step), so 26.1 dB (every 4th). All other figures in this file are without."""
+density that the network makes of ones: of seeds 0, 1 and 3 the last emptied itself (11.8 dB after 100 steps; so, with
+texels at twice the rate, 19.3 dB). Where that does not happen it costs: seed 0, 1200 steps, variation now and then,
+27.2 dB without (every 8th step), so 26.1 dB (every 4th). All other figures in this file are without."""
 SPREAD = 0.1
 """Of the first texels; with 0.01 channels are too alike (20.5 dB for 20.7), with 0.5 noise stays (21.2 for 21.8)."""
 TEXEL_RATE = 2.0
