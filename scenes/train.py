@@ -32,13 +32,14 @@ from ..fields.optim.radiance import RadianceTask
 from ..fields.radiance import FIELDS
 from ..fields.render import BACKGROUNDS, OccupancyGrid, render, render_rays
 from .device import Device, pick_device
-from .presets import NETWORKS, Preset, cam_preset, grid_preset, hash_preset, mlp_preset, tensor_preset
+from .presets import NETWORKS, Preset, cam_preset, grid_preset, hash_preset, mlp_preset, planes_preset, tensor_preset
 from .rays import SceneRays
 from .scene import Scene
 
 PRESETS: dict[str, Callable[[Scene], Preset]] = {
     "hash": hash_preset,
     "tensor": tensor_preset,
+    "planes": planes_preset,
     "grid": grid_preset,
     "mlp": mlp_preset,
     "cam": cam_preset,
@@ -50,10 +51,10 @@ PRESETS: dict[str, Callable[[Scene], Preset]] = {
 class TrainOptions:
     """What a user decides about a training run."""
 
-    model: Literal["hash", "tensor", "grid", "mlp", "cam"] = "hash"
-    """Kind of field: hash (a hash grid, the quickest to learn), tensor (planes times lines, TensoRF), grid (sparse
-    voxels with spherical harmonics and no network, Plenoxels), mlp (one wide network, NeRF; small and slow) or cam (the
-    same with small grids that modulate its layers, CAM)."""
+    model: Literal["hash", "tensor", "planes", "grid", "mlp", "cam"] = "hash"
+    """Kind of field: hash (a hash grid, the quickest to learn), tensor (planes times lines, TensoRF), planes (planes
+    times planes, K-Planes), grid (sparse voxels with spherical harmonics and no network, Plenoxels), mlp (one wide
+    network, NeRF; small and slow) or cam (the same with small grids that modulate its layers, CAM)."""
     max_steps: int | None = None
     """Total optimisation steps. Default: by time."""
     max_seconds: float | None = None

@@ -13,6 +13,8 @@ from .hash import HashField as HashField
 from .hash import HashFieldConfig as HashFieldConfig
 from .mlp import MlpField as MlpField
 from .mlp import MlpFieldConfig as MlpFieldConfig
+from .planes import PlanesField as PlanesField
+from .planes import PlanesFieldConfig as PlanesFieldConfig
 from .tensor import TensorField as TensorField
 from .tensor import TensorFieldConfig as TensorFieldConfig
 
@@ -21,6 +23,7 @@ FieldConfig = EncodedFieldConfig | GridFieldConfig
 FIELDS: dict[str, tuple[Callable[..., RadianceField], type[FieldConfig]]] = {
     "hash": (HashField, HashFieldConfig),
     "tensor": (TensorField, TensorFieldConfig),
+    "planes": (PlanesField, PlanesFieldConfig),
     "grid": (GridField, GridFieldConfig),
     "mlp": (MlpField, MlpFieldConfig),
     "cam": (CamField, CamFieldConfig),
