@@ -100,6 +100,13 @@ KINDS: dict[str, Kind] = {
         lr={"": 1e-2},
         batch=1 << 16,
     ),
+    "rbf": Kind(
+        network=GridNetwork,
+        config=GridNetworkConfig,
+        settings={"layout": "hash", "levels": 16, "channels": 2, "decoder": "rbf"},
+        lr={"": 1e-2, "network.log_beta": 3e-2},
+        batch=1 << 16,
+    ),
     "planes": Kind(
         network=GridNetwork,
         config=GridNetworkConfig,
