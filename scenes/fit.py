@@ -42,8 +42,9 @@ class FitOptions:
     """What a user decides about a fit."""
 
     field: FieldKind = "hash"
-    """Family: hash, rbf (as hash, decoded by Gaussian units), planes or tensor (grids, quick), or a network of coordinates:
-    siren, finer, wire, gauss, fourier (random Fourier features), pe (octaves), cam (fourier with modulation grids)."""
+    """Family: hash, rbf (as hash, decoded by Gaussian units), planes or tensor (grids, quick), or a network of
+    coordinates: siren, finer, wire, gauss, fourier (random Fourier features), pe (octaves), cam (fourier with
+    modulation grids)."""
     max_steps: int | None = None
     """Total optimisation steps. Default: by time."""
     max_seconds: float | None = None

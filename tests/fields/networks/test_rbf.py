@@ -1,4 +1,4 @@
-"""The Gaussian layer is its formula at every size and precision, starts alive, and never holds points x units x channels."""
+"""The Gaussian layer is its formula at every size, starts alive, and never holds points x units x channels."""
 
 import pytest
 import torch
