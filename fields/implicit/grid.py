@@ -121,8 +121,9 @@ class GridNetwork(nn.Module):
         if config.decoder == "rbf":
             self.network = RbfLayer(spec.features, config.outputs, config.units, generator=generator)
         else:
-            layers = {"width": config.width, "hidden_layers": config.hidden_layers}
-            shape = MlpSpec(inputs=spec.features, outputs=config.outputs, **layers)
+            shape = MlpSpec(
+                inputs=spec.features, outputs=config.outputs, width=config.width, hidden_layers=config.hidden_layers
+            )
             self.network = MLP(shape, generator=generator)
 
     def forward(self, x: Tensor) -> Tensor:
