@@ -32,14 +32,13 @@ from ..fields.optim.radiance import RadianceTask
 from ..fields.radiance import FIELDS
 from ..fields.render import BACKGROUNDS, OccupancyGrid, render, render_rays
 from .device import Device, pick_device
-from .presets import Preset, grid_preset, hash_preset, mlp_preset, rbf_preset, tensor_preset
+from .presets import Preset, grid_preset, hash_preset, mlp_preset, tensor_preset
 from .rays import SceneRays
 from .scene import Scene
 
 PRESETS: dict[str, Callable[[Scene], Preset]] = {
     "hash": hash_preset,
     "tensor": tensor_preset,
-    "rbf": rbf_preset,
     "grid": grid_preset,
     "mlp": mlp_preset,
 }
@@ -50,10 +49,9 @@ PRESETS: dict[str, Callable[[Scene], Preset]] = {
 class TrainOptions:
     """What a user decides about a training run."""
 
-    model: Literal["hash", "tensor", "rbf", "grid", "mlp"] = "hash"
-    """Kind of field: hash (a hash grid, the quickest to learn), tensor (planes times lines, TensoRF), rbf (a hash
-    grid whose density Gaussian units say, GNF), grid (sparse voxels with spherical harmonics and no network, Plenoxels)
-    or mlp (one wide network, NeRF; small and slow)."""
+    model: Literal["hash", "tensor", "grid", "mlp"] = "hash"
+    """Kind of field: hash (a hash grid, the quickest to learn), tensor (planes times lines, TensoRF), grid (sparse
+    voxels with spherical harmonics and no network, Plenoxels) or mlp (one wide network, NeRF; small and slow)."""
     max_steps: int | None = None
     """Total optimisation steps. Default: by time."""
     max_seconds: float | None = None

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from ..base import RadianceField
 from ..errors import ConfigError
 from ..geometry import Rays
-from ..networks import MLP
 from ..ops import _cpu
 from ..ops.adam import lazy_adam_
 from ..ops.composite import composite
@@ -244,7 +243,6 @@ class RadianceTask:
     def _radiance_spec(self) -> RadianceSpec:
         field = self.field
         assert isinstance(field, HashField)
-        assert isinstance(field.density, MLP)
         return RadianceSpec(
             grid=field.config.grid,
             density=field.density.spec,

@@ -11,8 +11,6 @@ from .hash import HashField as HashField
 from .hash import HashFieldConfig as HashFieldConfig
 from .mlp import MlpField as MlpField
 from .mlp import MlpFieldConfig as MlpFieldConfig
-from .rbf import RbfField as RbfField
-from .rbf import RbfFieldConfig as RbfFieldConfig
 from .tensor import TensorField as TensorField
 from .tensor import TensorFieldConfig as TensorFieldConfig
 
@@ -21,7 +19,6 @@ FieldConfig = EncodedFieldConfig | GridFieldConfig
 FIELDS: dict[str, tuple[Callable[..., RadianceField], type[FieldConfig]]] = {
     "hash": (HashField, HashFieldConfig),
     "tensor": (TensorField, TensorFieldConfig),
-    "rbf": (RbfField, RbfFieldConfig),
     "grid": (GridField, GridFieldConfig),
     "mlp": (MlpField, MlpFieldConfig),
 }

@@ -18,7 +18,7 @@ from ..base import Geometry, RadianceField
 from ..encodings import FactoredGridEncoding, FrequencyEncoding, HashGridEncoding
 from ..errors import ConfigError
 from ..geometry import CONTRACTIONS, to_unit_cube
-from ..networks import MLP, RbfLayer
+from ..networks import MLP
 from ..ops.fused_mlp import MlpSpec
 from ..ops.spherical_harmonics import spherical_harmonics
 
@@ -68,18 +68,10 @@ class EncodedFieldConfig:
 
 
 class EncodedField(RadianceField):
-    """Concrete fields give the encoding, and what decodes the density where that is no network of the config's shape.
-    Parameters: `encoding.table` if there is one, those of `density` (`parameters_flat`), `color.parameters_flat`."""
+    """Concrete fields give the encoding. Parameters: `encoding.table` if there is one, `density.parameters_flat`,
+    `color.parameters_flat`."""
 
-    density: MLP | RbfLayer
-
-    def __init__(
-        self,
-        config: EncodedFieldConfig,
-        encoding: Encoding,
-        generator: torch.Generator,
-        density: RbfLayer | None = None,
-    ) -> None:
+    def __init__(self, config: EncodedFieldConfig, encoding: Encoding, generator: torch.Generator) -> None:
         super().__init__()
         self.config = config
         self.density_activation = config.density_activation
@@ -88,7 +80,7 @@ class EncodedField(RadianceField):
         reach = config.extent if config.contraction == "none" else float("inf")
         self.bounds = torch.tensor([[-reach] * 3, [reach] * 3])
         self.encoding = encoding
-        self.density = density or MLP(
+        self.density = MLP(
             MlpSpec(
                 inputs=encoding.features,
                 outputs=1 + config.features,

@@ -4,5 +4,4 @@ from .grid import grid_preset as grid_preset
 from .hash import hash_preset as hash_preset
 from .mlp import mlp_preset as mlp_preset
 from .preset import Preset as Preset
-from .rbf import rbf_preset as rbf_preset
 from .tensor import tensor_preset as tensor_preset
