@@ -30,7 +30,9 @@ from ..fields.spectrum import FrequencyChoice, choose_frequency
 from .device import Device, pick_device
 from .signals import Input
 
-FieldKind = Literal["siren", "finer", "wire", "gauss", "fourier", "pe", "cam", "hash", "planes", "tensor", "neurbf"]
+FieldKind = Literal[
+    "siren", "finer", "wire", "gauss", "fourier", "pe", "cam", "hash", "rbf", "planes", "tensor", "neurbf"
+]
 CHECKPOINT_SECONDS = 30.0
 SPECTRUM_SIDE, SPECTRUM_MODELS = 192, 3
 """Pixels of the shorter side at which spectra are compared (the 64 frequencies compared need 128), and untrained models
@@ -42,9 +44,9 @@ class FitOptions:
     """What a user decides about a fit."""
 
     field: FieldKind = "hash"
-    """Family: hash, planes or tensor (grids, quick), neurbf (kernels placed by the signal), or a network of
-    coordinates: siren, finer, wire, gauss, fourier (random Fourier features), pe (octaves), cam (fourier with
-    modulation grids)."""
+    """Family: hash, rbf (as hash, decoded by Gaussian units), planes or tensor (grids, quick), neurbf (kernels placed by
+    the signal), or a network of coordinates: siren, finer, wire, gauss, fourier (random Fourier features), pe
+    (octaves), cam (fourier with modulation grids)."""
     max_steps: int | None = None
     """Total optimisation steps. Default: by time."""
     max_seconds: float | None = None

@@ -40,6 +40,7 @@ LEAST = {
     "pe": 9,
     "cam": 32,
     "hash": 20,
+    "rbf": 20,
     "planes": 16,
     "tensor": 28,
     "neurbf": 32,
