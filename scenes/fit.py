@@ -44,8 +44,8 @@ class FitOptions:
     """What a user decides about a fit."""
 
     field: FieldKind = "hash"
-    """Family: hash, rbf (as hash, decoded by Gaussian units), planes or tensor (grids, quick), neurbf (kernels placed by
-    the signal), or a network of coordinates: siren, finer, wire, gauss, fourier (random Fourier features), pe
+    """Family: hash, rbf (as hash, decoded by Gaussian units), planes or tensor (grids, quick), neurbf (kernels placed
+    by the signal), or a network of coordinates: siren, finer, wire, gauss, fourier (random Fourier features), pe
     (octaves), cam (fourier with modulation grids)."""
     max_steps: int | None = None
     """Total optimisation steps. Default: by time."""
