@@ -9,8 +9,11 @@ A layer is z = W h + b, y = act(z); the input is the point itself or its Fourier
 - ReLU behind random Fourier features (Tancik et al. 2020) or behind the octaves of NeRF (Mildenhall et al. 2020).
 
 CAM (Lee et al. 2024, arXiv 2311.14993) modulates any of them: z is brought to mean 0 and variance 1 over the channels
-of its point, then scaled and shifted by two values that a small grid over the first two coordinates holds for the
-layer. Points outside the unit square keep z as it was normalised, scale 1 and shift 0.
+of its point, then scaled and shifted by two values of the layer that small grids over a plane of coordinates hold; of
+three planes the scales are multiplied and the shifts added. Points outside a plane's unit square pass through it: scale
+1 and shift 0.
+
+With `bits=8` the network computes with weights and grids as 8 bits hold them (`quantised`), and is stored so.
 
 Points lie in [0, 1]^D; inside they are scaled to [-1, 1], the shorter axes of a signal by its aspect less, so that a
 frequency means the same along every axis.
@@ -28,9 +31,12 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError, ShapeError
 from ..ops.factored_encode import FactoredGridSpec, Term, factored_encode
+from .quantised import as_stored, store_in_8_bits
 
 Activation = Literal["relu", "sine", "finer", "gauss", "wire"]
 Encoding = Literal["none", "fourier", "octaves"]
+PLANES: dict[str, tuple[str, ...]] = {"xy": ("xy",), "xyz": ("xy", "xz", "yz")}
+"""Coordinates that modulate -> planes of the grids."""
 NORMALISATION_EPSILON = 1e-5
 """Added to the variance (CAM's released code)."""
 
@@ -67,8 +73,14 @@ class CoordinateNetworkConfig:
     """Behind the last linear layer: nothing, (y + 1) / 2, or the logistic function."""
     aspect: tuple[float, ...] | None = None
     """Length of each axis relative to the longest, in (0, 1]; None: all 1."""
+    skip: int | None = None
+    """Layer, from 1, that sees the encoded point again beside what the layer before says; None: none."""
     modulation: int | None = None
-    """Cells along each axis of CAM's grids over the first two coordinates, 2 to 4096; None: no modulation."""
+    """Cells along each axis of CAM's grids, 2 to 4096; None: no modulation."""
+    modulated_by: Literal["xy", "xyz"] = "xy"
+    """Coordinates of the grids: one over the first two, or three planes."""
+    bits: Literal[8, 32] = 32
+    """Of a stored weight or cell; see `quantised`."""
 
     def __post_init__(self) -> None:
         for name, low, high in (
@@ -90,8 +102,11 @@ class CoordinateNetworkConfig:
             raise ConfigError(f"aspect must be {self.inputs} lengths in (0, 1]; got {self.aspect}")
         if self.modulation is not None and not 2 <= self.modulation <= 4096:
             raise ConfigError(f"modulation must be 2 to 4096 cells; got {self.modulation}")
-        if self.modulation is not None and self.inputs < 2:
-            raise ConfigError(f"modulation needs points of at least 2 dimensions; got {self.inputs}")
+        if self.modulation is not None and self.inputs < len(self.modulated_by):
+            least = len(self.modulated_by)
+            raise ConfigError(f"modulation needs points of at least {least} dimensions; got {self.inputs}")
+        if self.skip is not None and not 1 <= self.skip < self.hidden_layers:
+            raise ConfigError(f"skip must be 1 to {self.hidden_layers - 1}, a later hidden layer; got {self.skip}")
 
     @property
     def features(self) -> int:
@@ -101,15 +116,24 @@ class CoordinateNetworkConfig:
 
 @final
 class CoordinateNetwork(nn.Module):
-    """Points to values by layers alone (see the module's text)."""
+    """Points to values by layers alone (see the module's text).
+
+    Attributes:
+        grids: (planes, cells, cells, 2, layers) scales and shifts [plane, later axis, earlier axis], or None.
+        precision: "bf16" multiplies in bfloat16 where the activation is ReLU. The others are waves of large angles, of
+            which bfloat16 would leave noise: they stay float32. May be changed any time.
+    """
 
     aspect: Tensor
     projection: Tensor
     grids: nn.Parameter | None
 
-    def __init__(self, config: CoordinateNetworkConfig, *, seed: int = 0) -> None:
+    def __init__(
+        self, config: CoordinateNetworkConfig, *, seed: int = 0, precision: Literal["fp32", "bf16"] = "fp32"
+    ) -> None:
         super().__init__()
         self.config = c = config
+        self.precision = precision
         generator = torch.Generator().manual_seed(seed)
         aspect = torch.tensor(c.aspect or (1.0,) * c.inputs)
         self.register_buffer("aspect", aspect, persistent=False)
@@ -117,17 +141,24 @@ class CoordinateNetwork(nn.Module):
             self.register_buffer("projection", c.sigma * torch.randn(c.inputs, c.frequencies, generator=generator))
         maps = 2 if c.activation == "wire" else 1
         sizes = [c.features, *[c.width] * c.hidden_layers]
-        self.layers = nn.ModuleList(nn.Linear(a, maps * b) for a, b in pairwise(sizes))
+        again = [c.features if index == c.skip else 0 for index in range(c.hidden_layers)]
+        self.layers = nn.ModuleList(
+            nn.Linear(a + more, maps * b) for (a, b), more in zip(pairwise(sizes), again, strict=True)
+        )
         self.head = nn.Linear(c.width, c.outputs)
         for index, layer in enumerate([*self.layers, self.head]):
             self._initialise(layer, index, generator)  # type: ignore[arg-type]
         self.grids = None
         if c.modulation is not None:
-            grids = torch.zeros(c.modulation, c.modulation, 2, c.hidden_layers)
-            grids[:, :, 0] = 1.0
+            planes, cells = PLANES[c.modulated_by], c.modulation
+            grids = torch.zeros(len(planes), cells, cells, 2, c.hidden_layers)
+            grids[:, :, :, 0] = 1.0
             self.grids = nn.Parameter(grids)
-            term = Term(factors=("xy",), channels=2 * c.hidden_layers, resolution=(c.modulation, c.modulation, 2))
-            self._grid_spec = FactoredGridSpec(terms=(term,))
+            terms = (Term(factors=(p,), channels=2 * c.hidden_layers, resolution=(cells, cells, cells)) for p in planes)
+            self._grid_spec = FactoredGridSpec(terms=tuple(terms))
+        if c.bits == 8:
+            names = [name for name, _ in self.named_parameters() if name.endswith(("weight", "grids"))]
+            store_in_8_bits(self, names)
 
     def forward(self, x: Tensor) -> Tensor:
         """x (N, D) in [0, 1] (beyond it the network goes on, its grids do not) -> (N, outputs).
@@ -139,16 +170,24 @@ class CoordinateNetwork(nn.Module):
         if x.ndim != 2 or x.shape[1] != c.inputs:
             raise ShapeError(f"x must be (N, {c.inputs}); got {tuple(x.shape)}")
         modulation = self._modulation(x)
-        h = self._encode((2 * x - 1) * self.aspect)
-        for index, layer in enumerate(self.layers):
-            omega = c.first_omega if index == 0 else c.hidden_omega
-            z = layer(h)
-            if modulation is not None:
-                z = nn.functional.layer_norm(z, z.shape[1:], eps=NORMALISATION_EPSILON)
-                z = modulation[:, 0, index, None] * z + modulation[:, 1, index, None]
-            h = self._activate(z, omega)
-        y = self.head(h)
+        h = encoded = self._encode((2 * x - 1) * self.aspect)
+        fast = self.precision == "bf16" and c.activation == "relu" and x.dtype == torch.float32
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=fast):
+            for index, layer in enumerate(self.layers):
+                omega = c.first_omega if index == 0 else c.hidden_omega
+                z = self._linear(layer, torch.cat([h, encoded.to(h.dtype)], 1) if index == c.skip else h)
+                if modulation is not None:
+                    z = nn.functional.layer_norm(z, z.shape[1:], eps=NORMALISATION_EPSILON)
+                    z = modulation[:, 0, index, None] * z + modulation[:, 1, index, None]
+                h = self._activate(z, omega)
+            y = self._linear(self.head, h).to(x.dtype)
         return {"none": lambda: y, "centred": lambda: (y + 1) / 2, "sigmoid": lambda: y.sigmoid()}[c.output]()
+
+    def _linear(self, layer: nn.Module, h: Tensor) -> Tensor:
+        assert isinstance(layer, nn.Linear)
+        if self.config.bits == 32:
+            return layer(h)
+        return nn.functional.linear(h, as_stored(layer.weight), layer.bias)
 
     def _encode(self, x: Tensor) -> Tensor:
         c = self.config
@@ -179,11 +218,18 @@ class CoordinateNetwork(nn.Module):
         """(N, 2, layers): scales and shifts at the points."""
         if self.grids is None:
             return None
-        plane = torch.cat([x[:, :2], x.new_zeros(len(x), 1)], 1)
-        values = factored_encode(plane, self.grids.reshape(-1), self._grid_spec)
-        values = values.reshape(len(x), 2, self.config.hidden_layers)
-        inside = ((plane >= 0) & (plane <= 1)).all(1)[:, None, None]
-        return torch.where(inside, values, values.new_tensor([[1.0], [0.0]]))
+        grids = self.grids if self.config.bits == 32 else as_stored(self.grids)
+        point = nn.functional.pad(x, (0, 3 - x.shape[1]))
+        planes = PLANES[self.config.modulated_by]
+        values = factored_encode(point, grids.reshape(-1), self._grid_spec)
+        values = values.reshape(len(x), len(planes), 2, self.config.hidden_layers)
+        within = (point >= 0) & (point <= 1)
+        inside = torch.stack([within[:, ["xyz".index(axis) for axis in plane]].all(1) for plane in planes], 1)
+        values = torch.where(inside[:, :, None, None], values, values.new_tensor([[1.0], [0.0]]))
+        if len(planes) == 1:
+            return values[:, 0]
+        a, b, c = values.unbind(1)
+        return torch.stack([a[:, 0] * b[:, 0] * c[:, 0], a[:, 1] + b[:, 1] + c[:, 1]], 1)
 
     @torch.no_grad()
     def _initialise(self, layer: nn.Linear, index: int, generator: torch.Generator) -> None:

@@ -120,7 +120,7 @@ def test_modulation_blends_its_cells_with_ends_on_the_border():
     assert network.grids is not None
     with torch.no_grad():
         network.grids.zero_()
-        network.grids[1, 0, 0] = 1.0  # (row, column, scale or shift, layer): at y = 1, x = 0
+        network.grids[0, 1, 0, 0] = 1.0  # (plane, row, column, scale or shift, layer): at y = 1, x = 0
     found = network._modulation(torch.tensor([[0.0, 1.0], [0.25, 0.5], [1.0, 1.0]]))
     assert found is not None
     torch.testing.assert_close(found[:, 0, 0], torch.tensor([1.0, 0.375, 0.0]))
