@@ -31,14 +31,13 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError, ShapeError
 from ..ops.factored_encode import FactoredGridSpec, Term, factored_encode
+from ..ops.modulate import modulate
 from .quantised import as_stored, store_in_8_bits
 
 Activation = Literal["relu", "sine", "finer", "gauss", "wire"]
 Encoding = Literal["none", "fourier", "octaves"]
 PLANES: dict[str, tuple[str, ...]] = {"xy": ("xy",), "xyz": ("xy", "xz", "yz")}
 """Coordinates that modulate -> planes of the grids."""
-NORMALISATION_EPSILON = 1e-5
-"""Added to the variance (CAM's released code)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,16 +169,17 @@ class CoordinateNetwork(nn.Module):
         if x.ndim != 2 or x.shape[1] != c.inputs:
             raise ShapeError(f"x must be (N, {c.inputs}); got {tuple(x.shape)}")
         modulation = self._modulation(x)
+        by_layer = () if modulation is None else modulation.permute(2, 1, 0).contiguous().unbind()
+        relu = c.activation == "relu"
         h = encoded = self._encode((2 * x - 1) * self.aspect)
-        fast = self.precision == "bf16" and c.activation == "relu" and x.dtype == torch.float32
+        fast = self.precision == "bf16" and relu and x.dtype == torch.float32
         with torch.autocast(x.device.type, torch.bfloat16, enabled=fast):
             for index, layer in enumerate(self.layers):
                 omega = c.first_omega if index == 0 else c.hidden_omega
                 z = self._linear(layer, torch.cat([h, encoded.to(h.dtype)], 1) if index == c.skip else h)
-                if modulation is not None:
-                    z = nn.functional.layer_norm(z, z.shape[1:], eps=NORMALISATION_EPSILON)
-                    z = modulation[:, 0, index, None] * z + modulation[:, 1, index, None]
-                h = self._activate(z, omega)
+                if by_layer:
+                    z = modulate(z, *by_layer[index], relu=relu)
+                h = z if by_layer and relu else self._activate(z, omega)
             y = self._linear(self.head, h).to(x.dtype)
         return {"none": lambda: y, "centred": lambda: (y + 1) / 2, "sigmoid": lambda: y.sigmoid()}[c.output]()
 
