@@ -121,7 +121,7 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> 
 def _autograd(ctx: Any, grad: Tensor, _moments: Tensor | None) -> tuple[Tensor | None, ...]:
     z, scales, shifts, moments = ctx.saved_tensors
     grads = _modulate_backward(grad, z, scales, shifts, ctx.relu, moments)
-    return *(g if need else None for g, need in zip(grads, ctx.needs_input_grad, strict=False)), None
+    return *(g if need else None for g, need in zip(grads, ctx.needs_input_grad[:3], strict=True)), None
 
 
 def _refuse(ctx: Any, *grads: Tensor) -> Any:
