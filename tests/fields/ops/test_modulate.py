@@ -90,12 +90,12 @@ def test_gradcheck(channels, relu):
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_what_is_not_finite_stays_in_its_row(bad, dtype):
     clean = make(40, 37, dtype)
-    dirty = [t.detach().clone() for t in clean]
-    dirty[0][7, 35] = dirty[0][8, 2] = bad
-    dirty[1][21] = bad
+    z, scales, shifts = (t.detach().clone() for t in clean)
+    z[7, 35] = z[8, 2] = scales[21] = bad
+    dirty = z.requires_grad_(), scales.requires_grad_(), shifts.requires_grad_()
     rows = torch.tensor([r not in (7, 8, 21) for r in range(40)])
     for relu in (True, False):
-        spoilt = everything(*(t.requires_grad_() for t in dirty), relu)
+        spoilt = everything(*dirty, relu)
         for mine, theirs in zip(spoilt, everything(*clean, relu), strict=True):
             assert torch.equal(mine[rows], theirs[rows])
         assert spoilt[0][7:9].isnan().all()
