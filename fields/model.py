@@ -13,13 +13,16 @@ from typing import Any
 import torch
 
 from .base import RadianceField
-from .errors import ConfigError, FormatError
+from .errors import ConfigError, FormatError, ShapeError
 from .formats.model_file import read_tensors, write_tensors
 from .formats.restore import config_from_dict, fill_module
 from .geometry import Similarity
 from .radiance import FIELDS
 from .render.march import MarchConfig
 from .render.occupancy import OccupancyGrid
+
+OCCUPANCY = "occupancy.bits"
+"""The one tensor of the occupancy grid in a file: what rendering needs of it."""
 
 
 @dataclass
@@ -56,7 +59,7 @@ class Model:
             "provenance": self.provenance,
         }
         tensors = {f"representation.{k}": v for k, v in self.representation.state_dict().items()}
-        tensors |= {f"occupancy.{k}": v for k, v in self.occupancy.state_dict().items()}
+        tensors[OCCUPANCY] = self.occupancy.bits
         write_tensors(Path(path), {"kind": "model", **header}, tensors)
 
     @staticmethod
@@ -81,10 +84,10 @@ class Model:
         except (KeyError, TypeError, ConfigError) as error:
             raise FormatError(f"{path}: header is not a Polyfield model's: {error}") from error
         fill_module(path, representation, "representation.", tensors)
-        fill_module(path, occupancy, "occupancy.", tensors)
         try:
+            occupancy.take_bits(tensors.get(OCCUPANCY, torch.empty(0)))
             representation.check()
-        except ConfigError as error:
+        except (ConfigError, ShapeError) as error:
             raise FormatError(f"{path}: {error}") from error
         representation, occupancy = representation.to(device), occupancy.to(device)
         return Model(representation, occupancy, march, to_dataset, background, provenance)

@@ -30,7 +30,9 @@ from ..fields.spectrum import FrequencyChoice, choose_frequency
 from .device import Device, pick_device
 from .signals import Input
 
-FieldKind = Literal["siren", "finer", "wire", "gauss", "fourier", "pe", "cam", "hash", "planes", "tensor"]
+FieldKind = Literal[
+    "siren", "finer", "wire", "gauss", "fourier", "pe", "cam", "hash", "rbf", "planes", "tensor", "neurbf"
+]
 CHECKPOINT_SECONDS = 30.0
 SPECTRUM_SIDE, SPECTRUM_MODELS = 192, 3
 """Pixels of the shorter side at which spectra are compared (the 64 frequencies compared need 128), and untrained models
@@ -42,12 +44,13 @@ class FitOptions:
     """What a user decides about a fit."""
 
     field: FieldKind = "hash"
-    """Family: hash, planes or tensor (grids, quick), or a network of coordinates: siren, finer, wire, gauss, fourier
-    (random Fourier features), pe (octaves), cam (fourier with modulation grids)."""
+    """Family: hash, rbf (as hash, decoded by Gaussian units), planes or tensor (grids, quick), neurbf (kernels placed by
+    the signal), or a network of coordinates: siren, finer, wire, gauss, fourier (random Fourier features), pe
+    (octaves), cam (fourier with modulation grids)."""
     max_steps: int | None = None
     """Total optimisation steps. Default: by time."""
     max_seconds: float | None = None
-    """Fitting time, the choice of the frequency and the evaluation not counted. Default: 60."""
+    """Fitting time; choosing the frequency, placing kernels and evaluating are not counted. Default: 60."""
     frequency: str = "auto"
     """What the untrained network can show: auto chooses by the signal's spectrum (FreSh), default takes the paper's
     setting, or a number (omega of siren, wire and gauss, bias of finer, sigma of fourier and cam, octaves of pe)."""
@@ -91,7 +94,7 @@ class FitOptions:
         except ValueError:
             raise ConfigError(f"--frequency must be auto, default or a number; got {self.frequency!r}") from None
         if family.frequency is None:
-            raise ConfigError(f"--field {self.field} has no frequency to set: its grid is sized by the signal")
+            raise ConfigError(f"--field {self.field} has no frequency to set: it is sized by the signal")
         if not 0 <= value < math.inf:
             raise ConfigError(f"--frequency must be a finite number of 0 or more; got {self.frequency}")
         return value
@@ -222,13 +225,13 @@ class _Session:
             self.frequency = self.choice.chosen
         if self.frequency is not None:
             config = options.with_frequency(config, self.frequency)
-        network = build(options.field, config, options.seed).to(self.device)
+        # What a signal places is in the checkpoint.
+        network = build(options.field, config, options.seed, None if resume else signal).to(self.device)
         self.model = self._model(network)
         family = KINDS[options.field]
         lr = {k: v * options.lr for k, v in family.lr.items()}
-        self.task = FitTask(
-            network, signal.to(self.device), lr=lr, batch=options.batch or family.batch, seed=options.seed
-        )
+        batch = options.batch or family.batch
+        self.task = FitTask(network, signal.to(self.device), lr=lr, batch=batch, seed=options.seed, **family.adam)
         if resume:
             self._take(header, tensors)
         return self.state

@@ -32,15 +32,17 @@ from ..fields.optim.radiance import RadianceTask
 from ..fields.radiance import FIELDS
 from ..fields.render import BACKGROUNDS, OccupancyGrid, render, render_rays
 from .device import Device, pick_device
-from .presets import Preset, grid_preset, hash_preset, mlp_preset, tensor_preset
+from .presets import NETWORKS, Preset, cam_preset, grid_preset, hash_preset, mlp_preset, planes_preset, tensor_preset
 from .rays import SceneRays
 from .scene import Scene
 
 PRESETS: dict[str, Callable[[Scene], Preset]] = {
     "hash": hash_preset,
     "tensor": tensor_preset,
+    "planes": planes_preset,
     "grid": grid_preset,
     "mlp": mlp_preset,
+    "cam": cam_preset,
 }
 """Model kind -> what to train it with, by looking at the scene."""
 
@@ -49,9 +51,10 @@ PRESETS: dict[str, Callable[[Scene], Preset]] = {
 class TrainOptions:
     """What a user decides about a training run."""
 
-    model: Literal["hash", "tensor", "grid", "mlp"] = "hash"
-    """Kind of field: hash (a hash grid, the quickest to learn), tensor (planes times lines, TensoRF), grid (sparse
-    voxels with spherical harmonics and no network, Plenoxels) or mlp (one wide network, NeRF; small and slow)."""
+    model: Literal["hash", "tensor", "planes", "grid", "mlp", "cam"] = "hash"
+    """Kind of field: hash (a hash grid, the quickest to learn), tensor (planes times lines, TensoRF), planes (planes
+    times planes, K-Planes), grid (sparse voxels with spherical harmonics and no network, Plenoxels), mlp (one wide
+    network, NeRF; small and slow) or cam (the same with small grids that modulate its layers, CAM)."""
     max_steps: int | None = None
     """Total optimisation steps. Default: by time."""
     max_seconds: float | None = None
@@ -72,6 +75,11 @@ class TrainOptions:
     """Weight of the distortion loss (mip-NeRF 360) against floaters, e.g. 0.01."""
     samples: int | None = None
     """Live samples per step; default by the preset."""
+    network: Literal["nerf", "hourglass", "siren", "finer", "wire", "gauss", "fourier"] = "nerf"
+    """What mlp and cam consist of: octaves and ReLU (nerf), residual blocks that are narrow inside (hourglass), waves,
+    or random Fourier features and ReLU. Only nerf is tuned, and in mlp much the fastest."""
+    bits: Literal[8, 32] = 32
+    """Of a stored weight, for mlp and cam. With 8 the network is trained as it will be stored; files are a quarter."""
     checkpoint_every: int = 1000
     """Steps between checkpoints; one is also written at the end and on Ctrl-C."""
     evaluate_every: int = 500
@@ -148,7 +156,7 @@ def train_scene(
     hooks = [session.log, session.evaluate, session.checkpoint]
     if report is not None:
         hooks.append(lambda state, clock: session.report(state, report))
-    loop = options.loop(scene.name)
+    loop = dataclasses.replace(options.loop(scene.name), warmup_steps=session.preset.warmup_steps)
     try:
         with _deterministic(options.deterministic):
             state = optimise(session.task, loop, hooks, state or session.state)
@@ -195,7 +203,10 @@ class _Session:
             exposure=options.exposure,
             samples=options.samples or preset.task.samples,
         )
-        self.preset = preset = dataclasses.replace(preset, task=task).with_precision(self.precision)
+        preset = dataclasses.replace(preset, task=task).with_precision(self.precision)
+        if options.network != "nerf" or options.bits == 8:
+            preset = preset.with_network(**NETWORKS[options.network], bits=options.bits)
+        self.preset = preset
         field = FIELDS[options.model][0]
         self.field = field(preset.field, seed=options.seed).to(self.device)
         self.occupancy = OccupancyGrid(cascades=preset.cascades, resolution=preset.resolution).to(self.device)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -27,20 +29,45 @@ class FactoredGridEncoding(nn.Module):
     features: int
     """Width of the encoding."""
 
-    def __init__(self, spec: FactoredGridSpec, generator: torch.Generator | None, low: float, high: float) -> None:
-        """Texels start uniform between `low` and `high`. ConfigError where channels differ between terms."""
+    def __init__(
+        self,
+        spec: FactoredGridSpec,
+        generator: torch.Generator | None,
+        low: float,
+        high: float,
+        *,
+        origin: float = 0.0,
+    ) -> None:
+        """Texels start uniform between `low` and `high`; `origin` is subtracted from the features. ConfigError where
+        channels differ between terms."""
         super().__init__()
         channels = {term.channels for term in spec.terms}
         if len(channels) > 1:
             raise ConfigError(f"all terms must have equal channels; got {sorted(channels)}")
-        self.spec, self.features = spec, spec.features
+        self.spec, self.features, self.origin = spec, spec.features, origin
         table = torch.empty(spec.parameter_count // max(channels), max(channels))
         _cpu.advise_huge_pages(table)
         self.table = nn.Parameter(table.uniform_(low, high, generator=generator))
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, 3) positions in [0, 1] (clamped) -> (N, features)."""
-        return factored_encode(x, self.table.reshape(-1), self.spec)
+        features = factored_encode(x, self.table.reshape(-1), self.spec)
+        return features.sub_(self.origin) if self.origin else features
+
+    @torch.no_grad()
+    def add_variation_gradient_(self, weight: float) -> None:
+        """Add to the table's gradient that of `weight` times the sum, over all factors and their axes, of the squared
+        differences between neighbouring texels, divided by the factor's number of values (the total
+        variation of K-Planes, Fridovich-Keil et al. 2023)."""
+        assert self.table.grad is not None
+        table, grad = self.table.view(-1), self.table.grad.view(-1)
+        for factor in self.spec.factors():
+            size = math.prod(factor.shape)
+            values, sums = (flat[factor.first : factor.first + size].view(factor.shape) for flat in (table, grad))
+            for axis in range(2):
+                slope = values.diff(dim=axis)
+                sums.narrow(axis, 1, slope.shape[axis]).add_(slope, alpha=2 * weight / size)
+                sums.narrow(axis, 0, slope.shape[axis]).sub_(slope, alpha=2 * weight / size)
 
     @torch.no_grad()
     def resampled(self, spec: FactoredGridSpec, low: Tensor, high: Tensor) -> FactoredGridEncoding:
@@ -51,7 +78,7 @@ class FactoredGridEncoding(nn.Module):
             spec: with the same terms but for the resolutions.
             low, high: (3,) corners of the box, in [0, 1].
         """
-        out = FactoredGridEncoding(spec, None, 0.0, 0.0).to(self.table.device)
+        out = FactoredGridEncoding(spec, None, 0.0, 0.0, origin=self.origin).to(self.table.device)
         singles = [
             FactoredGridSpec(terms=(Term(factors=(name,), channels=term.channels, resolution=term.resolution),))
             for term in self.spec.terms

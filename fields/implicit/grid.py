@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..encodings import FactoredGridEncoding, FactoredGridSpec, HashGridEncoding, HashGridSpec
 from ..errors import ConfigError, ShapeError
-from ..networks import MLP
+from ..networks import MLP, RbfLayer
 from ..ops.factored_encode import Term
 from ..ops.fused_mlp import MlpSpec
 
@@ -40,6 +40,10 @@ class GridNetworkConfig:
     """Per level, 1 to 256; with hash 1, 2, 4 or 8."""
     log2_table_size: int = 13
     """With hash: a level holds at most 2**this entries, 4 to 24."""
+    decoder: Literal["mlp", "rbf"] = "mlp"
+    """What turns features into values: a fully connected network, or one layer of Gaussian units (`networks.rbf`)."""
+    units: int = 64
+    """Of the Gaussian layer, 1 to 1024."""
     width: Literal[16, 32, 64, 128] = 64
     """Of the network's hidden layers."""
     hidden_layers: int = 2
@@ -50,7 +54,13 @@ class GridNetworkConfig:
     def __post_init__(self) -> None:
         if self.inputs not in (2, 3):
             raise ConfigError(f"inputs must be 2 or 3; got {self.inputs}")
-        for name, low, high in (("outputs", 1, 16), ("levels", 1, 16), ("channels", 1, 256), ("hidden_layers", 1, 4)):
+        for name, low, high in (
+            ("outputs", 1, 16),
+            ("levels", 1, 16),
+            ("channels", 1, 256),
+            ("hidden_layers", 1, 4),
+            ("units", 1, 1024),
+        ):
             if not low <= getattr(self, name) <= high:
                 raise ConfigError(f"{name} must be {low} to {high}; got {getattr(self, name)}")
         if not 2 <= self.base_resolution <= self.finest_resolution <= 16384:
@@ -82,6 +92,22 @@ class GridNetworkConfig:
         sizes = [round(self.base_resolution * ratio**level) for level in range(self.levels)]
         return FactoredGridSpec(terms=tuple(self._term(planes, size) for size in sizes))
 
+    @property
+    def mlp(self) -> MlpSpec:
+        """The network, where it is the decoder."""
+        return MlpSpec(
+            inputs=self.spec.features, outputs=self.outputs, width=self.width, hidden_layers=self.hidden_layers
+        )
+
+    @property
+    def values(self) -> int:
+        """Values of grid and decoder."""
+        spec = self.spec
+        stored = spec.entries * spec.channels if isinstance(spec, HashGridSpec) else spec.parameter_count
+        if self.decoder == "rbf":
+            return stored + self.units * (2 * spec.features + self.outputs) + self.outputs
+        return stored + self.mlp.parameter_count
+
     def _term(self, factors: tuple[str, ...], size: int) -> Term:
         x, y, z = (*(max(2, round(size * a)) for a in self.aspect or (1.0,) * self.inputs), 2)[:3]
         return Term(factors=factors, channels=self.channels, resolution=(x, y, z))
@@ -108,10 +134,10 @@ class GridNetwork(nn.Module):
             self.encoding = HashGridEncoding(spec, generator)
         else:
             self.encoding = FactoredGridEncoding(spec, generator, low, high)
-        shape = MlpSpec(
-            inputs=spec.features, outputs=config.outputs, width=config.width, hidden_layers=config.hidden_layers
-        )
-        self.network = MLP(shape, generator=generator)
+        if config.decoder == "rbf":
+            self.network = RbfLayer(spec.features, config.outputs, config.units, generator=generator)
+        else:
+            self.network = MLP(config.mlp, generator=generator)
 
     def forward(self, x: Tensor) -> Tensor:
         """x (N, D) in [0, 1] (clamped) -> (N, outputs).

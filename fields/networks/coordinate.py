@@ -13,6 +13,9 @@ of its point, then scaled and shifted by two values of the layer that small grid
 three planes the scales are multiplied and the shifts added. Points outside a plane's unit square pass through it: scale
 1 and shift 0.
 
+The hourglass (Chen et al. 2025, arXiv 2510.01796) turns the layers into residual blocks that are narrow inside:
+z <- z + W2 act(W1 norm(z)), where z has the full width and starts as a linear map of the encoded point.
+
 With `bits=8` the network computes with weights and grids as 8 bits hold them (`quantised`), and is stored so.
 
 Points lie in [0, 1]^D; inside they are scaled to [-1, 1], the shorter axes of a signal by its aspect less, so that a
@@ -31,7 +34,7 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError, ShapeError
 from ..ops.factored_encode import FactoredGridSpec, Term, factored_encode
-from ..ops.modulate import modulate
+from ..ops.modulate import EPSILON, modulate
 from .quantised import as_stored, store_in_8_bits
 
 Activation = Literal["relu", "sine", "finer", "gauss", "wire"]
@@ -72,6 +75,8 @@ class CoordinateNetworkConfig:
     """Behind the last linear layer: nothing, (y + 1) / 2, or the logistic function."""
     aspect: tuple[float, ...] | None = None
     """Length of each axis relative to the longest, in (0, 1]; None: all 1."""
+    narrow: int | None = None
+    """Channels inside the blocks of an hourglass, whose `hidden_layers` are blocks; None: plain layers."""
     skip: int | None = None
     """Layer, from 1, that sees the encoded point again beside what the layer before says; None: none."""
     modulation: int | None = None
@@ -106,6 +111,8 @@ class CoordinateNetworkConfig:
             raise ConfigError(f"modulation needs points of at least {least} dimensions; got {self.inputs}")
         if self.skip is not None and not 1 <= self.skip < self.hidden_layers:
             raise ConfigError(f"skip must be 1 to {self.hidden_layers - 1}, a later hidden layer; got {self.skip}")
+        if self.narrow is not None and (self.narrow < 1 or self.skip is not None):
+            raise ConfigError(f"narrow must be positive, and skip None with it; got {self.narrow} and {self.skip}")
 
     @property
     def features(self) -> int:
@@ -141,11 +148,16 @@ class CoordinateNetwork(nn.Module):
         maps = 2 if c.activation == "wire" else 1
         sizes = [c.features, *[c.width] * c.hidden_layers]
         again = [c.features if index == c.skip else 0 for index in range(c.hidden_layers)]
-        self.layers = nn.ModuleList(
-            nn.Linear(a + more, maps * b) for (a, b), more in zip(pairwise(sizes), again, strict=True)
-        )
+        if c.narrow is None:
+            shapes = [(a + more, maps * b) for (a, b), more in zip(pairwise(sizes), again, strict=True)]
+            outer = []
+        else:
+            shapes = [(c.width, maps * c.narrow)] * c.hidden_layers
+            outer = [nn.Linear(c.features, c.width), *(nn.Linear(c.narrow, c.width) for _ in range(c.hidden_layers))]
+        self.layers = nn.ModuleList(nn.Linear(*shape) for shape in shapes)
+        self.outer = nn.ModuleList(outer)
         self.head = nn.Linear(c.width, c.outputs)
-        for index, layer in enumerate([*self.layers, self.head]):
+        for index, layer in enumerate([*self.layers, self.head, *self.outer]):
             self._initialise(layer, index, generator)  # type: ignore[arg-type]
         self.grids = None
         if c.modulation is not None:
@@ -174,12 +186,16 @@ class CoordinateNetwork(nn.Module):
         h = encoded = self._encode((2 * x - 1) * self.aspect)
         fast = self.precision == "bf16" and relu and x.dtype == torch.float32
         with torch.autocast(x.device.type, torch.bfloat16, enabled=fast):
+            if c.narrow is not None:
+                h = self._linear(self.outer[0], h)
             for index, layer in enumerate(self.layers):
-                omega = c.first_omega if index == 0 else c.hidden_omega
-                z = self._linear(layer, torch.cat([h, encoded.to(h.dtype)], 1) if index == c.skip else h)
+                enters = h if c.narrow is None else _normalised(h)
+                z = self._linear(layer, torch.cat([h, encoded.to(h.dtype)], 1) if index == c.skip else enters)
                 if by_layer:
                     z = modulate(z, *by_layer[index], relu=relu)
-                h = z if by_layer and relu else self._activate(z, omega)
+                omega = c.first_omega if index == 0 else c.hidden_omega
+                y = z if by_layer and relu else self._activate(z, omega)
+                h = y if c.narrow is None else h + self._linear(self.outer[1 + index], y)
             y = self._linear(self.head, h).to(x.dtype)
         return {"none": lambda: y, "centred": lambda: (y + 1) / 2, "sigmoid": lambda: y.sigmoid()}[c.output]()
 
@@ -245,3 +261,8 @@ class CoordinateNetwork(nn.Module):
 
     def extra_repr(self) -> str:
         return repr(self.config)
+
+
+def _normalised(z: Tensor) -> Tensor:
+    """Mean 0 and variance 1 over the channels of each point."""
+    return nn.functional.layer_norm(z, z.shape[1:], eps=EPSILON)

@@ -34,13 +34,23 @@ class FitTask:
     """Mean squared error of a network on a signal; on a surface, error relative to the distance."""
 
     def __init__(
-        self, network: nn.Module, signal: GridSignal | MeshSignal, *, lr: dict[str, float], batch: int, seed: int = 0
+        self,
+        network: nn.Module,
+        signal: GridSignal | MeshSignal,
+        *,
+        lr: dict[str, float],
+        batch: int,
+        seed: int = 0,
+        betas: tuple[float, float] = BETAS,
+        epsilon: float = EPSILON,
     ) -> None:
         """
         Args:
             lr: learning rate by the beginning of a parameter's name, the longest that fits counts.
             batch: most cells (of a surface, points) per step.
+            betas, epsilon: of Adam.
         """
+        self.adam: dict[str, Any] = {"betas": betas, "eps": epsilon, "skip_untouched": False}
         self.network, self.signal, self.batch, self.seed = network, signal, batch, seed
         self.parameters = dict(network.named_parameters())
         self.lr = {name: lr[max((p for p in lr if name.startswith(p)), key=len)] for name in self.parameters}
@@ -65,8 +75,7 @@ class FitTask:
                 if parameter.grad is not None:
                     m, v = self.moments[name]
                     lr = self.lr[name] * lr_scale
-                    options: dict[str, Any] = {"betas": BETAS, "eps": EPSILON, "skip_untouched": False}
-                    lazy_adam_(parameter.detach(), parameter.grad.contiguous(), m, v, step=step + 1, lr=lr, **options)
+                    lazy_adam_(parameter.detach(), parameter.grad.contiguous(), m, v, step=step + 1, lr=lr, **self.adam)
         return StepResult(value, finite, {"points": len(points), "psnr": decibels(float(squared.detach()))})
 
     def grow(self, progress: float) -> bool:

@@ -3,6 +3,8 @@
 from collections.abc import Callable
 
 from ..base import RadianceField
+from .cam import CamField as CamField
+from .cam import CamFieldConfig as CamFieldConfig
 from .encoded import EncodedField as EncodedField
 from .encoded import EncodedFieldConfig as EncodedFieldConfig
 from .grid import GridField as GridField
@@ -11,6 +13,8 @@ from .hash import HashField as HashField
 from .hash import HashFieldConfig as HashFieldConfig
 from .mlp import MlpField as MlpField
 from .mlp import MlpFieldConfig as MlpFieldConfig
+from .planes import PlanesField as PlanesField
+from .planes import PlanesFieldConfig as PlanesFieldConfig
 from .tensor import TensorField as TensorField
 from .tensor import TensorFieldConfig as TensorFieldConfig
 
@@ -19,7 +23,9 @@ FieldConfig = EncodedFieldConfig | GridFieldConfig
 FIELDS: dict[str, tuple[Callable[..., RadianceField], type[FieldConfig]]] = {
     "hash": (HashField, HashFieldConfig),
     "tensor": (TensorField, TensorFieldConfig),
+    "planes": (PlanesField, PlanesFieldConfig),
     "grid": (GridField, GridFieldConfig),
     "mlp": (MlpField, MlpFieldConfig),
+    "cam": (CamField, CamFieldConfig),
 }
 """Name on the command line and in files -> (class, config class)."""

@@ -12,17 +12,17 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..base import Geometry, RadianceField
 from ..encodings import FactoredGridEncoding, FrequencyEncoding, HashGridEncoding
 from ..errors import ConfigError
 from ..geometry import CONTRACTIONS, to_unit_cube
-from ..networks import MLP
+from ..networks import MLP, CoordinateNetwork
 from ..ops.fused_mlp import MlpSpec
 from ..ops.spherical_harmonics import spherical_harmonics
 
-Encoding = HashGridEncoding | FactoredGridEncoding | FrequencyEncoding
+Encoding = HashGridEncoding | FactoredGridEncoding | FrequencyEncoding | nn.Identity
 """From positions in the unit cube (N, 3) to (N, features); what it learns, if anything, is in `table`."""
 
 
@@ -67,11 +67,30 @@ class EncodedFieldConfig:
             raise ConfigError(f"sh_bands must be 1 to 4; got {self.sh_bands}")
 
 
+def density_network(config: EncodedFieldConfig, inputs: int, generator: torch.Generator, *, bias: bool = False) -> MLP:
+    """The density network that the config describes, behind an encoding of that width."""
+    spec = MlpSpec(
+        inputs=inputs,
+        outputs=1 + config.features,
+        width=config.density_width,
+        hidden_layers=config.density_layers,
+        skip=config.density_skip,
+        bias=bias,
+    )
+    return MLP(spec, precision=config.precision, generator=generator)
+
+
 class EncodedField(RadianceField):
     """Concrete fields give the encoding. Parameters: `encoding.table` if there is one, `density.parameters_flat`,
     `color.parameters_flat`."""
 
-    def __init__(self, config: EncodedFieldConfig, encoding: Encoding, generator: torch.Generator) -> None:
+    def __init__(
+        self,
+        config: EncodedFieldConfig,
+        encoding: Encoding,
+        density: MLP | CoordinateNetwork,
+        generator: torch.Generator,
+    ) -> None:
         super().__init__()
         self.config = config
         self.density_activation = config.density_activation
@@ -80,17 +99,7 @@ class EncodedField(RadianceField):
         reach = config.extent if config.contraction == "none" else float("inf")
         self.bounds = torch.tensor([[-reach] * 3, [reach] * 3])
         self.encoding = encoding
-        self.density = MLP(
-            MlpSpec(
-                inputs=encoding.features,
-                outputs=1 + config.features,
-                width=config.density_width,
-                hidden_layers=config.density_layers,
-                skip=config.density_skip,
-            ),
-            precision=config.precision,
-            generator=generator,
-        )
+        self.density = density
         self.color = MLP(
             MlpSpec(
                 inputs=config.features + config.sh_bands**2,

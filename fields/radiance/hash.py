@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 import torch
 
 from ..encodings import HashGridEncoding
+from ..networks import MLP
 from ..ops.hash_encode import HashGridSpec
-from .encoded import EncodedField, EncodedFieldConfig
+from .encoded import EncodedField, EncodedFieldConfig, density_network
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,9 +25,10 @@ class HashField(EncodedField):
 
     config: HashFieldConfig
     encoding: HashGridEncoding
+    density: MLP
 
     def __init__(self, config: HashFieldConfig | None = None, *, seed: int = 0) -> None:
         config = config or HashFieldConfig()
         generator = torch.Generator().manual_seed(seed)
         encoding = HashGridEncoding(config.grid, generator=generator, precision=config.precision)
-        super().__init__(config, encoding, generator)
+        super().__init__(config, encoding, density_network(config, encoding.features, generator), generator)

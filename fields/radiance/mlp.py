@@ -1,38 +1,96 @@
 """NeRF's field: what a scene is when one wide network holds all of it (Mildenhall et al. 2020, arXiv 2003.08934).
 
 Positions in octaves of sines and cosines, eight layers of 256 with the encoding seen again half-way (figure 7), raw
-density and features; then this house's colour network. Small (2 MB) and smooth, and slow: every sample passes half a
-million weights.
+density and features; then this house's colour network. Small (2 MB, or half of one in 8 bits) and smooth, and slow:
+every sample passes half a million weights. Other encodings and activations (SIREN, FINER, WIRE, Gauss, random Fourier
+features; see `fields.networks.coordinate`) and an hourglass of residual blocks are settings. The plain form runs as one
+fused operator.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import final
+from typing import Any, Literal
 
 import torch
+from torch import Tensor, nn
 
 from ..encodings import FrequencyEncoding
-from .encoded import EncodedField, EncodedFieldConfig
+from ..networks import MLP, CoordinateNetwork, CoordinateNetworkConfig
+from ..networks.coordinate import Activation
+from ..networks.coordinate import Encoding as NetworkEncoding
+from .encoded import EncodedField, EncodedFieldConfig, density_network
 
 
 @dataclass(frozen=True, kw_only=True)
 class MlpFieldConfig(EncodedFieldConfig):
-    """What an `MlpField` is made of."""
+    """What an `MlpField` is made of. Frequencies are those for positions in [-1, 1]."""
 
+    encoding: NetworkEncoding = "octaves"
+    activation: Activation = "relu"
     octaves: int = 10
     """Of the positions, 1 to 32 (section 5.1 of the paper)."""
+    sigma: float = 5.0
+    """Deviation of random Fourier frequencies (encoding "fourier")."""
+    first_omega: float = 30.0
+    """Of the first layer's waves (activations "sine", "finer", "wire")."""
+    hidden_omega: float = 30.0
+    scale: float = 30.0
+    """Inverse width of Gaussians (activations "gauss", "wire")."""
     density_width: int = 256
     density_layers: int = 8
     density_skip: int | None = 4
     """The fifth layer; NeRF's is the sixth, so that both halves here are equally deep."""
+    density_activation: Literal["exp", "softplus", "relu"] = "softplus"
+    """As mip-NeRF's: behind an exponential the whole of space empties within a few steps and does not come back."""
     color_width: int = 128
     color_layers: int = 1
+    density_narrow: int | None = None
+    """Channels inside the blocks of an hourglass (`density_layers` of them, without skip); None: plain layers."""
+    modulation: int | None = None
+    """Cells along each axis of CAM's three planes of scales and shifts (`CamField`)."""
+    bits: Literal[8, 32] = 32
+    """Of a stored weight or cell; with 8 the network is trained as it will be stored."""
     lr: float = 5e-4
     """Adam's learning rate (section 5.3)."""
+    grid_lr: float = 5e-3
+    """Of the planes: ten times that of the weights (Lee et al. 2024)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.is_fused:
+            _ = self.network  # refuses what is out of its range
+
+    @property
+    def is_fused(self) -> bool:
+        """Whether the network is one that `ops.fused_mlp` knows."""
+        plain = self.encoding == "octaves" and self.activation == "relu"
+        return plain and self.density_narrow is None and self.modulation is None and self.bits == 32
+
+    @property
+    def network(self) -> CoordinateNetworkConfig:
+        """The density network, where it is not fused."""
+        return CoordinateNetworkConfig(
+            inputs=3,
+            outputs=1 + self.features,
+            activation=self.activation,
+            encoding=self.encoding,
+            width=self.density_width,
+            hidden_layers=self.density_layers,
+            first_omega=self.first_omega,
+            hidden_omega=self.hidden_omega,
+            scale=self.scale,
+            sigma=self.sigma,
+            octaves=self.octaves,
+            skip=self.density_skip,
+            narrow=self.density_narrow,
+            modulation=self.modulation,
+            modulated_by="xyz",
+            bits=self.bits,
+        )
 
 
-@final
 class MlpField(EncodedField):
     """See the module."""
 
@@ -41,4 +99,45 @@ class MlpField(EncodedField):
     def __init__(self, config: MlpFieldConfig | None = None, *, seed: int = 0) -> None:
         config = config or MlpFieldConfig()
         generator = torch.Generator().manual_seed(seed)
-        super().__init__(config, FrequencyEncoding(config.octaves, unit=True), generator)
+        if config.is_fused:
+            encoding = FrequencyEncoding(config.octaves, unit=True)
+            density = _fused(config, encoding.features, generator)
+        else:
+            encoding, density = nn.Identity(), _composed(config, seed)
+        super().__init__(config, encoding, density, generator)
+
+    def to_unit(self, x: Tensor) -> Tensor:
+        """Scene positions (N, 3) to [0, 1]^3."""
+        return super().to_unit(x).clamp(0, 1)
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        groups = super().parameter_groups()
+        if self.config.modulation is None:
+            return groups
+        assert isinstance(self.density, CoordinateNetwork)
+        grids = self.density.grids
+        rest = [p for p in self.density.parameters() if p is not grids]
+        groups = [{**g, "params": rest} if g["name"] == "density" else g for g in groups]
+        return [*groups, {"name": "grids", "params": [grids], "lr": self.config.grid_lr}]
+
+
+# Weights before ReLUs begin as He et al. (2015, equation 10) draw them, uniform in +-sqrt(6 / inputs): from smaller
+# ones what comes in would fade from layer to layer.
+
+
+def _fused(config: MlpFieldConfig, inputs: int, generator: torch.Generator) -> MLP:
+    network = density_network(config, inputs, generator, bias=True)
+    with torch.no_grad():
+        network.parameters_flat.mul_(math.sqrt(2))  # from Glorot's, inputs and outputs being equally many
+    return network
+
+
+def _composed(config: MlpFieldConfig, seed: int) -> CoordinateNetwork:
+    network = CoordinateNetwork(config.network, seed=seed, precision=config.precision)
+    if config.activation == "relu":
+        with torch.no_grad():
+            for layer in network.layers:
+                assert isinstance(layer, nn.Linear)
+                layer.weight.mul_(math.sqrt(6))  # from +-sqrt(1 / inputs)
+                layer.bias.zero_()
+    return network

@@ -124,6 +124,23 @@ class OccupancyGrid(nn.Module):
         self.coarse.copy_(coarse)
 
     @torch.no_grad()
+    def take_bits(self, bits: Tensor) -> None:
+        """Become what the bits of another grid of this shape say. How thick an occupied cell is they do not tell: it
+        starts at the threshold.
+
+        Raises:
+            ShapeError: `bits` is not (K, G^3 / 8) uint8.
+        """
+        if bits.shape != self.bits.shape or bits.dtype != torch.uint8:
+            raise ShapeError(f"bits must be {tuple(self.bits.shape)} uint8; got {tuple(bits.shape)} {bits.dtype}")
+        self.bits.copy_(bits)
+        flags = self._flags().float()
+        self.grid.copy_(flags * self.threshold)
+        bits, coarse = pack_bitfield(flags, flags.new_tensor(0.5))
+        self.bits.copy_(bits)
+        self.coarse.copy_(coarse)
+
+    @torch.no_grad()
     def mark_invisible(self, visible: Tensor) -> None:
         """Cells that no camera sees are never occupied, looked at or revived.
 

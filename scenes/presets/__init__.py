@@ -2,6 +2,9 @@
 
 from .grid import grid_preset as grid_preset
 from .hash import hash_preset as hash_preset
+from .mlp import NETWORKS as NETWORKS
+from .mlp import cam_preset as cam_preset
 from .mlp import mlp_preset as mlp_preset
+from .planes import planes_preset as planes_preset
 from .preset import Preset as Preset
 from .tensor import tensor_preset as tensor_preset

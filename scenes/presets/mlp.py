@@ -1,18 +1,50 @@
-"""Settings of the MLP field for a scene, picked by looking at it."""
+"""Settings of the networks of coordinates, plain and modulated, for a scene, picked by looking at it."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
-from ...fields.radiance import MlpFieldConfig
+from ...fields.radiance import CamFieldConfig, MlpFieldConfig
 from ..scene import Scene
 from .preset import Preset, preset_of
 
+NETWORKS: dict[str, dict[str, Any]] = {
+    "nerf": {},
+    "hourglass": {"density_narrow": 64, "density_skip": None},
+    "siren": {"encoding": "none", "activation": "sine", "density_skip": None, "lr": 1e-4},
+    "finer": {"encoding": "none", "activation": "finer", "density_skip": None, "lr": 1e-4},
+    "wire": {
+        "encoding": "none",
+        "activation": "wire",
+        "density_width": 181,
+        "density_skip": None,
+        "first_omega": 10.0,
+        "hidden_omega": 10.0,
+        "scale": 10.0,
+    },
+    "gauss": {"encoding": "none", "activation": "gauss", "density_skip": None},
+    "fourier": {"encoding": "fourier", "density_skip": None},
+}
+"""Kind of network -> what differs from NeRF's. FreSh's learning rate for sines (Kania et al. 2025)."""
+
 
 def mlp_preset(scene: Scene) -> Preset:
-    """A step of 2^14 samples takes two cores about as long as one of 2^16 takes a hash field; cells of the occupancy
-    grid are fewer, since looking at one costs as much as a sample."""
-    preset = preset_of(scene, MlpFieldConfig())
-    task = replace(preset.task, samples=1 << 14, first_rays=1024)
-    contraction = "none" if preset.cascades == 1 else "cube"
-    return replace(preset, field=MlpFieldConfig(contraction=contraction), task=task, resolution=64)
+    """NeRF's network. See `_preset`."""
+    return _preset(scene, MlpFieldConfig())
+
+
+def cam_preset(scene: Scene) -> Preset:
+    """NeRF's network with CAM's planes. See `_preset`."""
+    return _preset(scene, CamFieldConfig())
+
+
+def _preset(scene: Scene, field: MlpFieldConfig) -> Preset:
+    """Every sample costs a thousand times what one of a hash field does, so there are few: steps as long as NeRF's (192
+    along the diagonal), 2^13 samples a step, and an occupancy grid of fewer cells, since looking at one is a sample."""
+    preset = preset_of(scene, field)
+    task = replace(preset.task, samples=1 << 13, first_rays=256)
+    march = replace(preset.march, step_size=4 * preset.march.step_size)
+    if preset.cascades > 1:
+        field = replace(field, contraction="cube")
+    return replace(preset, field=field, task=task, march=march, resolution=64, warmup_steps=200)

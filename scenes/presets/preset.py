@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 from ...fields.errors import ConfigError
 from ...fields.optim.radiance import RadianceTaskConfig
-from ...fields.radiance import EncodedFieldConfig, FieldConfig
+from ...fields.radiance import EncodedFieldConfig, FieldConfig, MlpFieldConfig
 from ...fields.render import MarchConfig
 from ..scene import Scene
 
@@ -24,6 +24,8 @@ class Preset:
     """Occupancy cascades: the outermost spans [-2^(cascades-1), 2^(cascades-1)]^3."""
     resolution: int = 128
     """Cells per axis of a cascade."""
+    warmup_steps: int = 20
+    """Steps over which the learning rate rises."""
 
     @property
     def extent(self) -> float:
@@ -38,7 +40,7 @@ class Preset:
     def for_cuda(self) -> Preset:
         """Larger and fewer steps, with the settings of instant-ngp: a GPU is filled by 2^18 samples, not by 2^16."""
         task = replace(self.task, samples=1 << 18, max_rays=1 << 18)
-        if not isinstance(self.field, EncodedFieldConfig):
+        if not isinstance(self.field, EncodedFieldConfig) or isinstance(self.field, MlpFieldConfig):
             return replace(self, task=task)
         return replace(self, task=task, field=replace(self.field, lr=1e-2))
 
@@ -58,6 +60,16 @@ class Preset:
         if precision == "bf16":
             raise ConfigError("this kind of field has no networks to compute in bf16; leave out --precision")
         return self
+
+    def with_network(self, **settings: Any) -> Preset:
+        """With another network of coordinates.
+
+        Raises:
+            ConfigError: the field has none.
+        """
+        if not isinstance(self.field, MlpFieldConfig):
+            raise ConfigError("--network and --bits are for the models mlp and cam; leave them out")
+        return replace(self, field=replace(self.field, **settings))
 
 
 def preset_of(scene: Scene, field: FieldConfig) -> Preset:

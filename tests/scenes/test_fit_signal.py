@@ -37,7 +37,9 @@ def interrupt(monkeypatch):
     return at
 
 
-@pytest.mark.parametrize(("field", "frequency"), [("planes", "auto"), ("fourier", "3"), ("cam", "default")])
+@pytest.mark.parametrize(
+    ("field", "frequency"), [("planes", "auto"), ("fourier", "3"), ("cam", "default"), ("neurbf", "auto")]
+)
 def test_a_resumed_fit_equals_one_that_was_not_interrupted(field, frequency, tmp_path, interrupt):
     options = FitOptions(field=field, frequency=frequency, max_steps=12, batch=50)
     fit_signal(source(), options, out=tmp_path / "whole.safetensors")

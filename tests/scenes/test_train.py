@@ -52,6 +52,20 @@ def few_voxels(monkeypatch):
     monkeypatch.setitem(PRESETS, "grid", preset)
 
 
+@pytest.fixture(autouse=True)
+def small_networks(monkeypatch):
+    """Networks that learn such pictures within seconds."""
+    small = {"density_width": 64, "density_layers": 3, "density_skip": None, "octaves": 4, "lr": 5e-3}
+    for name in ("mlp", "cam"):
+        before = PRESETS[name]
+
+        def preset(scene, before=before):
+            whole = before(scene)
+            return replace(whole, field=replace(whole.field, **small), warmup_steps=20, resolution=32)
+
+        monkeypatch.setitem(PRESETS, name, preset)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "steps", "least", "gain"),
@@ -64,7 +78,10 @@ def few_voxels(monkeypatch):
         ({"distortion": 0.01}, 150, 28, 10),
         ({"refine_poses": True}, 150, 28, 10),
         ({"model": "tensor"}, 300, 22, 8),  # slower here than hash: 19.1 dB after 150 steps, 24.4 after 300, one seed
+        ({"model": "planes"}, 300, 22, 8),
         ({"model": "grid"}, 300, 22, 8),
+        ({"model": "mlp"}, 300, 22, 8),
+        ({"model": "cam", "bits": 8}, 300, 22, 8),
     ],
     ids=str,
 )
@@ -122,9 +139,14 @@ def start(folder: Path, steps: int, mode: str) -> subprocess.Popen:
     return subprocess.Popen([sys.executable, "-c", textwrap.dedent(SCRIPT), str(folder), str(steps), mode, *sys.path])
 
 
-@pytest.mark.parametrize("model", ["tensor", "grid"])
-def test_a_run_that_has_grown_resumes_to_the_same_bits(tmp_path, model):
-    growing = {"model": model, "checkpoint_every": 4}
+@pytest.mark.parametrize(
+    "changes",
+    [{"model": "tensor"}, {"model": "planes"}, {"model": "grid"}, {"model": "cam", "bits": 8}],
+    ids=lambda changes: changes["model"],
+)
+def test_a_run_of_another_kind_of_field_resumes_to_the_same_bits(tmp_path, changes):
+    """Fields that have grown, and one that is rounded where it is stored but not in its checkpoint."""
+    growing = {**changes, "checkpoint_every": 4}
     run(tmp_path / "whole", 16, **growing)
     with pytest.raises(KeyboardInterrupt):
         _interrupted_at(tmp_path / "cut", 6, 16, **growing)
@@ -204,6 +226,12 @@ def test_a_checkpoint_of_voxels_with_another_header_is_refused(tmp_path):
 def test_bf16_is_refused_where_there_are_no_networks(tmp_path):
     with pytest.raises(ConfigError, match="no networks to compute in bf16; leave out --precision"):
         run(tmp_path / "run", 2, model="grid", precision="bf16")
+
+
+@pytest.mark.parametrize("changes", [{"bits": 8}, {"network": "siren"}], ids=str)
+def test_settings_of_networks_are_refused_where_a_field_is_none(tmp_path, changes):
+    with pytest.raises(ConfigError, match="--network and --bits are for the models mlp and cam; leave them out"):
+        run(tmp_path / "run", 2, **changes)
 
 
 def test_steps_and_seconds_together_are_refused(tmp_path):

@@ -163,6 +163,63 @@ def test_modulation_blends_its_cells_with_ends_on_the_border():
     torch.testing.assert_close(found[:, 0, 0], torch.tensor([1.0, 0.375, 0.0]))
 
 
+def test_three_planes_multiply_scales_and_add_shifts():
+    network = CoordinateNetwork(small(inputs=3, modulation=3, modulated_by="xyz"))
+    plain = CoordinateNetwork(small(inputs=3))
+    assert network.grids is not None
+    assert network.grids.shape == (3, 3, 3, 2, 2)
+    x = torch.rand(7, 3)
+    scales = torch.tensor([2.0, 3.0, 0.5])
+    with torch.no_grad():
+        network.grids[:, :, :, 0, 1] = scales[:, None, None]
+        network.grids[:, :, :, 1, 1] = scales[:, None, None]
+    found = network._modulation(x)
+    assert found is not None
+    torch.testing.assert_close(found[:, :, 0], torch.tensor([1.0, 0.0]).expand(7, 2))
+    torch.testing.assert_close(found[:, :, 1], torch.tensor([3.0, 5.5]).expand(7, 2))
+    outside = torch.tensor([[0.5, 0.5, 1.5]])  # outside of xz and yz, not of xy
+    found = network._modulation(outside)
+    assert found is not None
+    torch.testing.assert_close(found[0, :, 1], torch.tensor([2.0, 2.0]))
+    assert plain._modulation(x) is None
+
+
+def test_the_layer_of_the_skip_sees_the_encoded_point_again():
+    network = CoordinateNetwork(small(encoding="octaves", activation="relu", hidden_layers=3, skip=2)).double()
+    x = torch.rand(5, 2, dtype=torch.float64)
+    encoded = network._encode(2 * x - 1)
+    h = linear(network, 1, linear(network, 0, encoded).relu()).relu()
+    h = linear(network, 2, torch.cat([h, encoded], 1)).relu()
+    torch.testing.assert_close(network(x), network.head(h))
+
+
+def test_an_hourglass_adds_what_narrow_blocks_say():
+    network = CoordinateNetwork(small(activation="relu", narrow=3)).double()
+    x = torch.rand(5, 2, dtype=torch.float64)
+    state = dict(network.named_parameters())
+
+    def outer(index, h):
+        return h @ state[f"outer.{index}.weight"].T + state[f"outer.{index}.bias"]
+
+    z = outer(0, 2 * x - 1)
+    assert z.shape == (5, 8)
+    for index in range(2):
+        inside = linear(network, index, torch.nn.functional.layer_norm(z, (8,), eps=1e-5)).relu()
+        assert inside.shape == (5, 3)
+        z = z + outer(index + 1, inside)
+    torch.testing.assert_close(network(x), network.head(z))
+
+
+def test_bfloat16_is_for_networks_of_relus():
+    x = torch.rand(64, 2)
+    for activation, differs in (("relu", True), ("sine", False)):
+        config = small(activation=activation, width=64)
+        exact, fast = (CoordinateNetwork(config, precision=p)(x) for p in ("fp32", "bf16"))
+        assert fast.dtype == torch.float32
+        assert torch.equal(exact, fast) != differs
+        torch.testing.assert_close(fast, exact, rtol=3e-2, atol=3e-2)
+
+
 def test_one_seed_one_network():
     a, b, c = (CoordinateNetwork(small(encoding="fourier"), seed=s)(torch.full((1, 2), 0.3)) for s in (1, 1, 2))
     assert torch.equal(a, b)
@@ -185,6 +242,10 @@ def test_a_shorter_axis_has_the_same_frequency():
         ({"aspect": (1.0,)}, "aspect must be 2 lengths"),
         ({"modulation": 1}, "modulation must be 2 to 4096 cells; got 1"),
         ({"modulation": 8, "inputs": 1}, "modulation needs points of at least 2 dimensions; got 1"),
+        ({"modulation": 8, "modulated_by": "xyz"}, "modulation needs points of at least 3 dimensions; got 2"),
+        ({"narrow": 0}, "narrow must be positive"),
+        ({"narrow": 4, "skip": 1}, "and skip None with it; got 4 and 1"),
+        ({"skip": 4}, "skip must be 1 to 3, a later hidden layer; got 4"),
     ],
 )
 def test_settings_out_of_range_are_refused(change, text):

@@ -24,7 +24,7 @@ def fitted(kind: str, signal: GridSignal, steps: int, **task) -> ImplicitModel:
     if isinstance(config, CoordinateNetworkConfig):
         config = dataclasses.replace(config, width=64)
     network = build(kind, config, seed=1)
-    options = {"lr": KINDS[kind].lr, "batch": 1 << 12, **task}
+    options = {"lr": KINDS[kind].lr, **KINDS[kind].adam, "batch": 1 << 12, **task}
     optimise(FitTask(network, signal, **options), LoopConfig(max_steps=steps))
     return ImplicitModel(kind, network, signal.kind, signal.size)
 
@@ -40,8 +40,10 @@ LEAST = {
     "pe": 9,
     "cam": 32,
     "hash": 20,
+    "rbf": 20,
     "planes": 16,
     "tensor": 28,
+    "neurbf": 32,
 }
 
 

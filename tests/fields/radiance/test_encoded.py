@@ -12,9 +12,11 @@ from polyfield.fields.radiance import FIELDS, EncodedField, EncodedFieldConfig, 
 SMALL = {
     "hash": {"grid": HashGridSpec(levels=4, base_resolution=4, finest_resolution=32, log2_table_size=10)},
     "tensor": {"components": 6, "first_voxels": 12**3, "final_voxels": 30**3},
+    "planes": {"channels": 6, "first_voxels": 12**3, "final_voxels": 30**3},
     "mlp": {"octaves": 3, "density_width": 16, "density_layers": 3, "density_skip": 1},
+    "cam": {"octaves": 3, "density_width": 16, "density_layers": 3, "density_skip": 1, "modulation": 4},
 }
-SCALE = {"hash": 3e3, "tensor": 5.0}
+SCALE = {"hash": 3e3, "tensor": 5.0, "planes": 1.0}
 """What makes the features of an untrained table matter."""
 
 
