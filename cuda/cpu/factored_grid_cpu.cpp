@@ -2,9 +2,9 @@
 // enough for the cache: first the gradients of the factors' features, samples in parallel; then each factor's texels,
 // bands of rows in parallel. A texel is added to by one thread, in the order of the samples, so that results do not
 // depend on the threads.
+#include "channels.h"
 #include "parallel.h"
 #include "polyfield/factored_grid.h"
-#include "simd.h"
 
 namespace {
 
@@ -30,24 +30,6 @@ struct Layout {
     return sum;
   }
 };
-
-// body(channel, V zero) over the channels of a term: vectors first, then the rest one by one.
-template <class T, class Body> inline __attribute__((always_inline)) void over_channels(i64 channels,
-                                                                                        const Body& body) {
-  i64 c = 0;
-  for (; c + kLanes<T> <= channels; c += kLanes<T>) body(c, Vec<T>{});
-  for (; c < channels; ++c) body(c, T(0));
-}
-template <class T> inline __attribute__((always_inline)) Vec<T> read(const T* p, Vec<T>) { return load(p); }
-template <class T> inline __attribute__((always_inline)) T read(const T* p, T) { return *p; }
-template <class T> inline __attribute__((always_inline)) void write(T* p, Vec<T> v) { store(p, v); }
-template <class T> inline __attribute__((always_inline)) void write(T* p, T v) { *p = v; }
-template <class T> inline T total(Vec<T> v) {
-  T sum = T(0);
-  for (int lane = 0; lane < kLanes<T>; ++lane) sum += v[lane];
-  return sum;
-}
-template <class T> inline T total(T v) { return v; }
 
 template <class T> void forward_sample(const Layout& layout, const T* x, const T* parameters, T* out) {
   for (i64 f = 0; f < layout.count; f += layout.term(f)) {

@@ -34,14 +34,13 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError, ShapeError
 from ..ops.factored_encode import FactoredGridSpec, Term, factored_encode
+from ..ops.modulate import EPSILON, modulate
 from .quantised import as_stored, store_in_8_bits
 
 Activation = Literal["relu", "sine", "finer", "gauss", "wire"]
 Encoding = Literal["none", "fourier", "octaves"]
 PLANES: dict[str, tuple[str, ...]] = {"xy": ("xy",), "xyz": ("xy", "xz", "yz")}
 """Coordinates that modulate -> planes of the grids."""
-NORMALISATION_EPSILON = 1e-5
-"""Added to the variance (CAM's released code)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,17 +181,20 @@ class CoordinateNetwork(nn.Module):
         if x.ndim != 2 or x.shape[1] != c.inputs:
             raise ShapeError(f"x must be (N, {c.inputs}); got {tuple(x.shape)}")
         modulation = self._modulation(x)
+        by_layer = () if modulation is None else modulation.permute(2, 1, 0).contiguous().unbind()
+        relu = c.activation == "relu"
         h = encoded = self._encode((2 * x - 1) * self.aspect)
-        fast = self.precision == "bf16" and c.activation == "relu" and x.dtype == torch.float32
+        fast = self.precision == "bf16" and relu and x.dtype == torch.float32
         with torch.autocast(x.device.type, torch.bfloat16, enabled=fast):
             if c.narrow is not None:
                 h = self._linear(self.outer[0], h)
             for index, layer in enumerate(self.layers):
                 enters = h if c.narrow is None else _normalised(h)
                 z = self._linear(layer, torch.cat([h, encoded.to(h.dtype)], 1) if index == c.skip else enters)
-                if modulation is not None:
-                    z = modulation[:, 0, index, None] * _normalised(z) + modulation[:, 1, index, None]
-                y = self._activate(z, c.first_omega if index == 0 else c.hidden_omega)
+                if by_layer:
+                    z = modulate(z, *by_layer[index], relu=relu)
+                omega = c.first_omega if index == 0 else c.hidden_omega
+                y = z if by_layer and relu else self._activate(z, omega)
                 h = y if c.narrow is None else h + self._linear(self.outer[1 + index], y)
             y = self._linear(self.head, h).to(x.dtype)
         return {"none": lambda: y, "centred": lambda: (y + 1) / 2, "sigmoid": lambda: y.sigmoid()}[c.output]()
@@ -263,4 +265,4 @@ class CoordinateNetwork(nn.Module):
 
 def _normalised(z: Tensor) -> Tensor:
     """Mean 0 and variance 1 over the channels of each point."""
-    return nn.functional.layer_norm(z, z.shape[1:], eps=NORMALISATION_EPSILON)
+    return nn.functional.layer_norm(z, z.shape[1:], eps=EPSILON)

@@ -132,8 +132,8 @@ def _function(name: str):
 
 
 def suffix_of(tensor: Tensor) -> str:
-    """'f16', 'f32' or 'f64': the ending of the native functions for this tensor's dtype."""
-    return {torch.float16: "f16", torch.float32: "f32", torch.float64: "f64"}[tensor.dtype]
+    """'f16', 'bf16', 'f32' or 'f64': the ending of the native functions for this tensor's dtype."""
+    return {torch.float16: "f16", torch.bfloat16: "bf16", torch.float32: "f32", torch.float64: "f64"}[tensor.dtype]
 
 
 def call(name: str, *arguments: Tensor | int | float | bool | None) -> int:

@@ -47,6 +47,7 @@ FILES = {
     "pf_march": "march",
     "pf_pack": "march",
     "pf_factored": "factored_grid",
+    "pf_modulate": "modulate",
     "pf_mesh": "mesh",
     "pf_sparse": "sparse_grid",
     "pf_mlp": "mlp",

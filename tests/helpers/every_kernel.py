@@ -24,6 +24,7 @@ from polyfield.fields.ops.fused_mlp import WIDTHS, MlpSpec, fused_mlp, initial_p
 from polyfield.fields.ops.hash_encode import HashGridSpec, hash_encode, hash_value_and_jacobian
 from polyfield.fields.ops.march import march_rays, pack_waves, trim_samples
 from polyfield.fields.ops.mesh_bvh import build_bvh, closest_points, ray_hits, winding_numbers
+from polyfield.fields.ops.modulate import modulate
 from polyfield.fields.ops.occupancy import decay_and_max_, pack_bitfield, sample_cells
 from polyfield.fields.ops.ray_box import intersect_box
 from polyfield.fields.ops.sparse_grid import add_variation_gradient_, sparse_grid_sample
@@ -64,6 +65,8 @@ def encodings(n: int, dtype: torch.dtype) -> None:
     )
     for y in (*encodings, factored_encode(x, texels, PLANES)):
         y.sum().backward()
+    for z in (x, x.bfloat16()) if dtype == torch.float32 else (x,):
+        modulate(z, x[:, 0], x[:, 1], relu=True).sum().backward()
     for value, jacobian in (hash_value_and_jacobian(x, table, SPEC), frequency_value_and_jacobian(x, 3)):
         (value.sum() + jacobian.sum()).backward()
     torch.use_deterministic_algorithms(True)

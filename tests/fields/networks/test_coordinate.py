@@ -22,6 +22,16 @@ def linear(network, index, h):
     return h @ state[f"layers.{index}.weight"].T + state[f"layers.{index}.bias"]
 
 
+def activated(activation, z, omega):
+    return {
+        "relu": lambda: z.clamp(min=0),
+        "sine": lambda: torch.sin(omega * z),
+        "finer": lambda: torch.sin(omega * (z.detach().abs() + 1) * z),
+        "gauss": lambda: torch.exp(-((1.5 * z) ** 2)),
+        "wire": lambda: torch.cos(omega * z[:, :8]) * torch.exp(-((1.5 * z[:, 8:]) ** 2)),
+    }[activation]()
+
+
 def values_of(network):
     return sum(p.numel() for p in network.parameters())
 
@@ -39,14 +49,7 @@ def test_layers_follow_the_formula(activation):
     x = torch.rand(5, 2, dtype=torch.float64)
     h = 2 * x - 1
     for index, omega in enumerate((3.0, 2.0)):
-        z = linear(network, index, h)
-        h = {
-            "relu": lambda z=z: z.clamp(min=0),
-            "sine": lambda z=z, w=omega: torch.sin(w * z),
-            "finer": lambda z=z, w=omega: torch.sin(w * (z.abs() + 1) * z),
-            "gauss": lambda z=z: torch.exp(-((1.5 * z) ** 2)),
-            "wire": lambda z=z, w=omega: torch.cos(w * z[:, :8]) * torch.exp(-((1.5 * z[:, 8:]) ** 2)),
-        }[activation]()
+        h = activated(activation, linear(network, index, h), omega)
     expected = h @ network.head.weight.T + network.head.bias
     torch.testing.assert_close(network(x), expected, rtol=1e-12, atol=1e-12)
 
@@ -101,6 +104,40 @@ def test_modulation_starts_as_the_normalised_network():
     z = network.layers[0](2 * x - 1)
     z = (z - z.mean(1, keepdim=True)) / (z.var(1, unbiased=False, keepdim=True) + 1e-5).sqrt()
     torch.testing.assert_close(network(x), network.head(z.relu()))
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_layers_are_normalised_scaled_and_shifted_before_they_are_activated(activation):
+    network = CoordinateNetwork(small(activation=activation, modulation=3)).double()
+    assert network.grids is not None
+    with torch.no_grad():
+        network.grids.uniform_(-1, 2)
+    x = torch.rand(5, 2, dtype=torch.float64)
+    modulation, h = network._modulation(x), 2 * x - 1
+    assert modulation is not None
+    for index, omega in enumerate((3.0, 2.0)):
+        z = linear(network, index, h)
+        z = torch.nn.functional.layer_norm(z, z.shape[1:])
+        h = activated(activation, modulation[:, 0, index, None] * z + modulation[:, 1, index, None], omega)
+    expected = h @ network.head.weight.T + network.head.bias
+    parameters = list(network.parameters())
+    for mine, theirs in zip(
+        (network(x), *torch.autograd.grad(network(x).square().sum(), parameters)),
+        (expected, *torch.autograd.grad(expected.square().sum(), parameters)),
+        strict=True,
+    ):
+        torch.testing.assert_close(mine, theirs, rtol=1e-10, atol=1e-10)
+
+
+def test_modulation_in_bfloat16_is_near_float32():
+    network = CoordinateNetwork(small(activation="relu", width=64, modulation=4))
+    x, answers = torch.rand(200, 2), []
+    for network.precision in ("fp32", "bf16"):
+        y = network(x)
+        answers.append((y, *torch.autograd.grad(y.square().sum(), list(network.parameters()))))
+    for exact, near in zip(*answers, strict=True):
+        assert near.dtype == torch.float32
+        assert 0 < (near - exact).norm() < 0.02 * exact.norm()  # a value rounded is 2^-9 off
 
 
 def test_points_outside_the_grid_are_not_modulated():

@@ -29,6 +29,7 @@ TESTED = (
     "ops/test_hash_encode",
     "ops/test_factored_encode",
     "ops/test_sparse_grid",
+    "ops/test_modulate",
     "ops/test_composite",
     "ops/test_distortion",
     "ops/test_occupancy",
