@@ -43,6 +43,7 @@ def main() -> int:
     parser.add_argument("--views", type=int, default=25, help="held-out photos measured")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--bits", type=int, choices=(8, 32), default=32, help="of the weights of mlp and cam")
+    parser.add_argument("--precision", default="auto")
     parser.add_argument("--pictures", type=Path, help="folder for a picture of every family")
     parser.add_argument("--force", action="store_true", help="run although the machine is not quiet; lines say so")
     options = parser.parse_args()
@@ -76,6 +77,7 @@ def run_once(results: Results, model: str, seed: int, options: argparse.Namespac
         extra = {
             "--model": model,
             "--bits": key["bits"],
+            "--precision": "auto" if model == "grid" else options.precision,
             "--seed": seed,
             "--max-seconds": options.max_seconds,
             "--downscale": options.downscale,

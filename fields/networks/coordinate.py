@@ -167,6 +167,7 @@ class CoordinateNetwork(nn.Module):
             self.grids = nn.Parameter(grids)
             terms = (Term(factors=(p,), channels=2 * c.hidden_layers, resolution=(cells, cells, cells)) for p in planes)
             self._grid_spec = FactoredGridSpec(terms=tuple(terms))
+        self._rounded: dict[Tensor, tuple[int, Tensor]] = {}
         if c.bits == 8:
             names = [name for name, _ in self.named_parameters() if name.endswith(("weight", "grids"))]
             store_in_8_bits(self, names)
@@ -201,9 +202,19 @@ class CoordinateNetwork(nn.Module):
 
     def _linear(self, layer: nn.Module, h: Tensor) -> Tensor:
         assert isinstance(layer, nn.Linear)
+        return nn.functional.linear(h, self._stored(layer.weight), layer.bias)
+
+    def _stored(self, values: Tensor) -> Tensor:
+        """Weights as they will be stored; without gradients (marching, rendering) the same are not rounded again."""
         if self.config.bits == 32:
-            return layer(h)
-        return nn.functional.linear(h, as_stored(layer.weight), layer.bias)
+            return values
+        if torch.is_grad_enabled():
+            return as_stored(values)
+        version, rounded = self._rounded.get(values, (-1, values))
+        if (version, rounded.device, rounded.dtype) != (values._version, values.device, values.dtype):
+            rounded = as_stored(values)
+            self._rounded[values] = (values._version, rounded)
+        return rounded
 
     def _encode(self, x: Tensor) -> Tensor:
         c = self.config
@@ -234,10 +245,9 @@ class CoordinateNetwork(nn.Module):
         """(N, 2, layers): scales and shifts at the points."""
         if self.grids is None:
             return None
-        grids = self.grids if self.config.bits == 32 else as_stored(self.grids)
         point = nn.functional.pad(x, (0, 3 - x.shape[1]))
         planes = PLANES[self.config.modulated_by]
-        values = factored_encode(point, grids.reshape(-1), self._grid_spec)
+        values = factored_encode(point, self._stored(self.grids).reshape(-1), self._grid_spec)
         values = values.reshape(len(x), len(planes), 2, self.config.hidden_layers)
         within = (point >= 0) & (point <= 1)
         inside = torch.stack([within[:, ["xyz".index(axis) for axis in plane]].all(1) for plane in planes], 1)

@@ -19,7 +19,7 @@ from .mlp import MlpField, MlpFieldConfig
 class CamFieldConfig(MlpFieldConfig):
     """What a `CamField` is made of."""
 
-    modulation: int | None = 128
+    modulation: int | None = 32
 
     def __post_init__(self) -> None:
         super().__post_init__()

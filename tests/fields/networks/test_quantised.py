@@ -48,3 +48,16 @@ def test_a_network_computes_with_what_it_stores():
     exact = CoordinateNetwork(CoordinateNetworkConfig(**SMALL), seed=1)
     assert not torch.allclose(exact(x), network(x), rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(exact(x), network(x), rtol=0, atol=0.1)
+
+
+def test_rounded_weights_are_kept_until_the_weights_change():
+    network = CoordinateNetwork(CoordinateNetworkConfig(**SMALL, bits=8), seed=1)
+    x = torch.rand(9, 3)
+    with torch.no_grad():
+        before = network(x)
+        assert torch.equal(network(x), before)
+        for parameter in network.parameters():
+            parameter.mul_(1.5)
+        after = network(x)
+    assert not torch.equal(after, before)
+    torch.testing.assert_close(network(x), after)
