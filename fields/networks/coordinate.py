@@ -42,6 +42,10 @@ Encoding = Literal["none", "fourier", "octaves"]
 PLANES: dict[str, tuple[str, ...]] = {"xy": ("xy",), "xyz": ("xy", "xz", "yz")}
 """Coordinates that modulate -> planes of the grids."""
 
+PADDED_TO = 512
+"""Rows that batches are filled up to a multiple of, in bfloat16 on a CPU: oneDNN, which multiplies there, compiles code
+for every number of rows that it has not seen lately, and marching gives another number every time."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class CoordinateNetworkConfig:
@@ -181,11 +185,13 @@ class CoordinateNetwork(nn.Module):
         c = self.config
         if x.ndim != 2 or x.shape[1] != c.inputs:
             raise ShapeError(f"x must be (N, {c.inputs}); got {tuple(x.shape)}")
+        relu, count = c.activation == "relu", len(x)
+        fast = self.precision == "bf16" and relu and x.dtype == torch.float32
+        if fast and x.device.type == "cpu":
+            x = nn.functional.pad(x, (0, 0, 0, -count % PADDED_TO))
         modulation = self._modulation(x)
         by_layer = () if modulation is None else modulation.permute(2, 1, 0).contiguous().unbind()
-        relu = c.activation == "relu"
         h = encoded = self._encode((2 * x - 1) * self.aspect)
-        fast = self.precision == "bf16" and relu and x.dtype == torch.float32
         with torch.autocast(x.device.type, torch.bfloat16, enabled=fast):
             if c.narrow is not None:
                 h = self._linear(self.outer[0], h)
@@ -197,7 +203,7 @@ class CoordinateNetwork(nn.Module):
                 omega = c.first_omega if index == 0 else c.hidden_omega
                 y = z if by_layer and relu else self._activate(z, omega)
                 h = y if c.narrow is None else h + self._linear(self.outer[1 + index], y)
-            y = self._linear(self.head, h).to(x.dtype)
+            y = self._linear(self.head, h).to(x.dtype)[:count]
         return {"none": lambda: y, "centred": lambda: (y + 1) / 2, "sigmoid": lambda: y.sigmoid()}[c.output]()
 
     def _linear(self, layer: nn.Module, h: Tensor) -> Tensor:

@@ -75,8 +75,7 @@ def test_configs_are_rebuilt_from_json_with_their_types():
 @pytest.mark.parametrize("kind", ["mlp", "cam"])
 def test_a_network_in_8_bits_is_small_and_comes_back_as_it_was_trained(tmp_path, kind):
     cls, config = FIELDS[kind]
-    small = {"modulation": 32} if kind == "cam" else {}
-    field = cls(config(bits=8, **small), seed=5)  # type: ignore[call-arg]
+    field = cls(config(bits=8), seed=5)  # type: ignore[call-arg]
     model = Model(field, OccupancyGrid(resolution=64), MarchConfig(), Similarity.identity())
     model.save(tmp_path / "m.safetensors")
     assert (tmp_path / "m.safetensors").stat().st_size < 0.6 * 2**20
