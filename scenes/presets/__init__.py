@@ -1,10 +1,10 @@
 """What to train with, by capture kind and model kind."""
 
-from .grid import grid_preset as grid_preset
+from .boxes import grid_preset as grid_preset
+from .boxes import planes_preset as planes_preset
+from .boxes import tensor_preset as tensor_preset
 from .hash import hash_preset as hash_preset
 from .mlp import NETWORKS as NETWORKS
 from .mlp import cam_preset as cam_preset
 from .mlp import mlp_preset as mlp_preset
-from .planes import planes_preset as planes_preset
 from .preset import Preset as Preset
-from .tensor import tensor_preset as tensor_preset

@@ -7,7 +7,7 @@ from typing import Any
 
 from ...fields.radiance import CamFieldConfig, MlpFieldConfig
 from ..scene import Scene
-from .preset import Preset, preset_of
+from .preset import Preset, folded_preset
 
 NETWORKS: dict[str, dict[str, Any]] = {
     "nerf": {},
@@ -42,9 +42,7 @@ def cam_preset(scene: Scene) -> Preset:
 def _preset(scene: Scene, field: MlpFieldConfig) -> Preset:
     """Every sample costs a thousand times what one of a hash field does, so there are few: steps as long as NeRF's (192
     along the diagonal), 2^13 samples a step, and an occupancy grid of fewer cells, since looking at one is a sample."""
-    preset = preset_of(scene, field)
+    preset = folded_preset(scene, field)
     task = replace(preset.task, samples=1 << 13, first_rays=256)
     march = replace(preset.march, step_size=4 * preset.march.step_size)
-    if preset.cascades > 1:
-        field = replace(field, contraction="cube")
-    return replace(preset, field=field, task=task, march=march, resolution=64, warmup_steps=200)
+    return replace(preset, task=task, march=march, resolution=64, warmup_steps=200)

@@ -85,3 +85,10 @@ def preset_of(scene: Scene, field: FieldConfig) -> Preset:
     cascades = min(5, max(3, 1 + math.ceil(math.log2(max(reach, 1e-3) * 4))))
     march = MarchConfig(cone_angle=1 / 64 if scene.kind == "forward" else 1 / 128)
     return Preset(field=field, march=march, task=RadianceTaskConfig(), cascades=cascades)
+
+
+def folded_preset(scene: Scene, field: FieldConfig) -> Preset:
+    """As `preset_of`, but where there are cascades, space beyond the unit box is folded into the field's: a field as
+    wide as they are would be coarse where the cameras look."""
+    preset = preset_of(scene, field)
+    return preset if preset.cascades == 1 else replace(preset, field=replace(field, contraction="cube"))
