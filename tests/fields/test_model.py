@@ -18,6 +18,7 @@ def make_model() -> Model:
     field = HashField(HashFieldConfig(grid=grid, extent=2.0), seed=5)
     occupancy = OccupancyGrid(cascades=2, resolution=16)
     occupancy.grid.uniform_(-0.3, 0.03, generator=torch.Generator().manual_seed(6))
+    occupancy.grid[0, :8, :8, :8] = 0  # a block of nothing
     occupancy.refresh_bits()
     return Model(field, occupancy, MarchConfig(cone_angle=0.01), Similarity.identity())
 
@@ -33,6 +34,7 @@ def test_a_saved_model_comes_back_whole(tmp_path):
     torch.testing.assert_close(loaded.representation.geometry(x), model.representation.geometry(x), rtol=0, atol=0)
     assert 0 < model.occupancy.occupied_fraction() < 1
     assert torch.equal(loaded.occupancy.bits, model.occupancy.bits)
+    assert model.occupancy.coarse.any()
     assert torch.equal(loaded.occupancy.coarse, model.occupancy.coarse)
     occupied = loaded.occupancy.grid > 0
     assert float(occupied.float().mean()) == model.occupancy.occupied_fraction()
