@@ -181,32 +181,41 @@ def train_scene(
     )
 
 
+def preset_for(scene: Scene, options: TrainOptions) -> Preset:
+    """What a run is set up from.
+
+    Raises:
+        ConfigError: options that this kind of field does not have.
+    """
+    preset, precision, device = PRESETS[options.model](scene), options.precision, pick_device(options.device)
+    if precision == "auto":
+        precision = "bf16" if preset.has_networks and has_bf16(device) else "fp32"
+    if device.type == "cuda":
+        preset = preset.for_cuda()
+    elif _cpu.level() == "reference":
+        preset = preset.for_reference()
+    task = dataclasses.replace(
+        preset.task,
+        precision=precision,
+        distortion=options.distortion,
+        exposure=options.exposure,
+        samples=options.samples or preset.task.samples,
+    )
+    preset = dataclasses.replace(preset, task=task).with_precision(precision)
+    if options.network == "nerf" and options.bits == 32:
+        return preset
+    return preset.with_network(**NETWORKS[options.network], bits=options.bits)
+
+
 class _Session:
     """One run: its parts, and the hooks that look on."""
 
     def __init__(self, scene: Scene, options: TrainOptions, run: Path) -> None:
         self.scene, self.options, self.run = scene, options, run
         self.state = LoopState()
-        self.precision = options.precision
         self.device = pick_device(options.device)
-        preset = PRESETS[options.model](scene)
-        if self.precision == "auto":
-            self.precision = "bf16" if preset.has_networks and has_bf16(self.device) else "fp32"
-        if self.device.type == "cuda":
-            preset = preset.for_cuda()
-        elif _cpu.level() == "reference":
-            preset = preset.for_reference()
-        task = dataclasses.replace(
-            preset.task,
-            precision=self.precision,
-            distortion=options.distortion,
-            exposure=options.exposure,
-            samples=options.samples or preset.task.samples,
-        )
-        preset = dataclasses.replace(preset, task=task).with_precision(self.precision)
-        if options.network != "nerf" or options.bits == 8:
-            preset = preset.with_network(**NETWORKS[options.network], bits=options.bits)
-        self.preset = preset
+        self.preset = preset = preset_for(scene, options)
+        self.precision = preset.task.precision
         field = FIELDS[options.model][0]
         self.field = field(preset.field, seed=options.seed).to(self.device)
         self.occupancy = OccupancyGrid(cascades=preset.cascades, resolution=preset.resolution).to(self.device)

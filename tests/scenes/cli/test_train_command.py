@@ -140,6 +140,20 @@ def test_bad_arguments_are_one_line_and_change_nothing(world, tmp_path, capsys, 
     assert world.calls == []
 
 
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["--model", "grid", "--precision", "bf16"], "no networks to compute in bf16; leave out --precision"),
+        (["--bits", "8"], "--network and --bits are for the models mlp and cam; leave them out"),
+        (["--model", "tensor", "--network", "siren"], "--network and --bits are for the models mlp and cam"),
+    ],
+)
+def test_what_a_model_does_not_have_is_refused_before_anything_is_written(world, tmp_path, capsys, arguments, text):
+    assert main(["train", "demo", *arguments]) == 2
+    assert text in one_error(capsys)
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_a_device_that_is_not_there_is_refused_before_anything_is_loaded(world, tmp_path, capsys):
     assert main(["train", "toy", "--device", "cuda"]) == 2
