@@ -66,8 +66,9 @@ def _forward(z: Tensor, scales: Tensor, shifts: Tensor, relu: bool) -> tuple[Ten
     """The result, and (N, 2) means and inverses of deviations."""
     if not _native.usable(z, scales, shifts):
         wide = z.to(scales.dtype)
-        deviations = (wide.var(1, correction=0) + EPSILON).sqrt()
-        moments = torch.stack([wide.mean(1), deviations.reciprocal()], 1)
+        mean = wide.mean(1, keepdim=True)
+        variance = (wide - mean).square().mean(1, keepdim=True)
+        moments = torch.cat([mean, (variance + EPSILON).rsqrt()], 1)
         return modulate_reference(z, scales, shifts, relu=relu).clone(), moments
     z, scales, shifts = z.contiguous(), scales.contiguous(), shifts.contiguous()
     y, moments = _forward_fake(z, scales, shifts, relu)
