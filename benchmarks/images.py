@@ -1,6 +1,6 @@
 """Do the families learn images as their papers say? Paired fits of whole images, and FreSh against training everything.
 
-    python benchmarks/images.py pairs DATA/images/*.png --out pairs.jsonl [--side 256] [--steps 1000]
+    python benchmarks/images.py pairs DATA/images/*.png --out pairs.jsonl [--side 256] [--steps 1000] [--methods ffn ffn+cam]
     python benchmarks/images.py fresh DATA/images/kodim0*.png --out fresh.jsonl
     python benchmarks/images.py neurbf DATA/images/kodim03.png --out neurbf.jsonl [--side 256] [--steps 1000]
 
@@ -71,6 +71,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, required=True, help="results, a JSON object a line; continued if it exists")
     parser.add_argument("--side", type=int, default=256, help="pixels of the square that images are brought to")
     parser.add_argument("--steps", type=int, default=1000, help="steps of `pairs` and `neurbf`")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), help="of `pairs`, these alone")
     options = parser.parse_args()
     results = Results(options.out)
     for path in options.images:
@@ -79,7 +80,7 @@ def main() -> int:
             continue
         signal = GridSignal("image", shrunk(path, options.side))
         if options.what == "pairs":
-            for method in METHODS:
+            for method in options.methods:
                 fit_once(results, method, path.stem, signal, options.steps)
         else:
             twice = shrunk(path, 2 * options.side)
