@@ -2,8 +2,9 @@
 
 The loop knows no rays and no fields. A `Task` does one step and hands out its tensors; hooks look on. The learning
 rate depends on the step only: it rises over `warmup_steps`, stays, and decays exponentially from `decay_start` to the
-planned last step. With `max_seconds` the number of steps is fixed once, from the speed measured over the first part of
-the budget, and stored; resuming uses the stored plan, so an interrupted run equals an uninterrupted one.
+planned last step. With `max_seconds` the number of steps is planned from the measured speed at a few shares of the
+budget, and stored: steps may become quicker (space turns out to be empty) or slower (the field grows) after the first
+plan. Resuming uses the stored plan; once the last is made, an interrupted run equals an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -71,8 +72,9 @@ class LoopConfig:
     """Share of the steps (of the budget, with `max_seconds`) after which the learning rate decays."""
     final_lr: float = 0.03
     """Learning-rate factor at the planned last step."""
-    measure_share: float = 0.35
-    """Share of `max_seconds` after which the number of steps is fixed from the measured speed."""
+    measure_shares: tuple[float, ...] = (0.35, 0.6, 0.85)
+    """Shares of `max_seconds`, or of the steps planned so far, after which the number of steps is planned from the
+    measured speed."""
     guard_every: int = 250
     """Steps between checks of all tensors for NaN and Inf, and between snapshots to roll back to."""
     max_rollbacks: int = 3
@@ -98,7 +100,11 @@ class LoopState:
     plan_steps: int | None = None
     """Last step of the schedule, once known."""
     decay_start: int | None = None
-    """First step of the decay, once known."""
+    """First step of the decay, once known; with a later plan, the step at which that was made."""
+    decay_begin: float = 1.0
+    """Learning-rate factor there."""
+    plans: int = 0
+    """How many of `measure_shares` are past."""
     total_steps: int | None = None
     """Where the run ends (beyond `plan_steps` where a resumed run was prolonged)."""
     skipped: int = 0
@@ -144,9 +150,9 @@ Hook = Callable[[LoopState, Clock], None]
 def lr_scale(step: int, state: LoopState, config: LoopConfig) -> float:
     """Learning-rate factor of a step."""
     scale = min(1.0, (step + 1) / max(1, config.warmup_steps))
-    if state.decay_start is not None and state.plan_steps is not None and step > state.decay_start:
+    if state.decay_start is not None and state.plan_steps is not None and step >= state.decay_start:
         share = min(1.0, (step - state.decay_start) / max(1, state.plan_steps - state.decay_start))
-        scale *= config.final_lr**share
+        scale *= state.decay_begin * (config.final_lr / state.decay_begin) ** share
     return scale * state.lr_damping
 
 
@@ -177,7 +183,7 @@ def optimise(task: Task, config: LoopConfig, hooks: Sequence[Hook] = (), state: 
             state.skipped += not result.finite
             state.result = result
             marks.append((state.step, state.seconds))
-            if state.total_steps is None:
+            if config.max_seconds is not None and state.plans < len(config.measure_shares):
                 _plan_from_speed(state, config, marks)
             last = state.step == state.total_steps
             if state.step % config.guard_every == 0 or last:
@@ -206,20 +212,27 @@ def _plan_from_steps(state: LoopState, config: LoopConfig) -> None:
 
 
 def _plan_from_speed(state: LoopState, config: LoopConfig, marks: list[tuple[int, float]]) -> None:
-    """Fix the number of steps once. The speed is that of the second half of what was measured since the task last grew,
-    for the first steps march through space that is not yet known to be empty; 6 % stay in reserve, since steps grow a
-    little (rays are added as the scene empties) and the model is yet to be saved."""
+    """At the next of `measure_shares`, plan the number of steps. The speed is that of the second half of what was
+    measured since the last plan or since the task last grew, for the first steps march through space that is not yet
+    known to be empty; 6 % stay in reserve, since steps grow a little (rays are added as the scene empties) and the
+    model is yet to be saved. The learning rate goes on from where it is."""
     budget = config.max_seconds
     assert budget is not None
-    if state.seconds < config.measure_share * budget:
+    share = config.measure_shares[state.plans]
+    if state.seconds < share * budget and state.step < share * (state.plan_steps or math.inf):
         return
     step0, seconds0 = marks[len(marks) // 2]
     if state.step == step0:  # a single step used up the measuring time
         step0, seconds0 = 0, 0.0
     per_step = (state.seconds - seconds0) / (state.step - step0)
     remaining = max(0.0, 0.94 * budget - state.seconds)
+    decaying = state.decay_start is not None and state.step > state.decay_start
+    if decaying:
+        state.decay_begin = lr_scale(state.step, replace(state, lr_damping=1.0), replace(config, warmup_steps=0))
     state.total_steps = state.plan_steps = state.step + int(remaining / per_step)
-    state.decay_start = max(state.step, int(config.decay_from * state.plan_steps))
+    state.decay_start = state.step if decaying else max(state.step, int(config.decay_from * state.plan_steps))
+    state.plans += 1
+    marks.clear()
 
 
 class _Snapshot:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import time
@@ -81,13 +82,28 @@ def test_raising_the_steps_appends_steps_at_the_final_rate():
     assert [lr for _, lr in short.seen[100:]] == [0.5] * 30
 
 
-def test_seconds_become_steps_once_and_are_kept():
+def test_seconds_become_steps_and_are_kept():
     task = Descent(seconds=0.002)
-    state = optimise(task, LoopConfig(max_seconds=0.6, measure_share=0.2))
+    state = optimise(task, LoopConfig(max_seconds=0.6, measure_shares=(0.2,)))
     assert state.plan_steps == state.total_steps == state.step
     assert 0.4 < state.seconds < 1.0
     again = LoopState.from_dict(state.as_dict())
     assert optimise(task, LoopConfig(max_seconds=0.6), [], again).step == state.step
+
+
+def test_steps_that_become_quicker_are_planned_again_and_the_rate_goes_on_from_where_it_was():
+    class Quickening(Descent):
+        def step(self, step, lr_scale):
+            self.seconds = 0.05 if step < 16 else 0.01
+            return super().step(step, lr_scale)
+
+    task, state = Quickening(), LoopState()
+    optimise(task, LoopConfig(max_seconds=2.0, warmup_steps=1, final_lr=0.01), [], state)
+    assert state.plans == 3
+    assert state.seconds > 1.6  # planned once, it ends after 1.1 s
+    rates = [rate for _, rate in task.seen]
+    assert all(0.7 * a < b <= a for a, b in itertools.pairwise(rates))
+    assert 0.01 <= rates[-1] < 0.012
 
 
 def test_paused_work_does_not_count():
@@ -105,7 +121,7 @@ def test_steps_are_planned_by_their_speed_since_the_task_grew():
             self.seconds = 0.1
             return True
 
-    state = optimise(Slowing(seconds=0.01), LoopConfig(max_seconds=2.0, measure_share=0.45))
+    state = optimise(Slowing(seconds=0.01), LoopConfig(max_seconds=2.0, measure_shares=(0.45,)))
     assert state.total_steps is not None
     assert state.seconds < 3.5  # planned by the quick steps before, it takes 6 s
 
