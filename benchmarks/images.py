@@ -1,6 +1,6 @@
 """Do the families learn images as their papers say? Paired fits of whole images, and FreSh against training everything.
 
-    python benchmarks/images.py pairs DATA/images/*.png --out pairs.jsonl [--side 256] [--steps 1000] [--methods ffn ffn+cam]
+    python benchmarks/images.py pairs DATA/images/*.png --out pairs.jsonl [--side 256] [--steps 1000] [--methods ffn]
     python benchmarks/images.py fresh DATA/images/kodim0*.png --out fresh.jsonl
     python benchmarks/images.py neurbf DATA/images/kodim03.png --out neurbf.jsonl [--side 256] [--steps 1000]
 

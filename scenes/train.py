@@ -32,7 +32,17 @@ from ..fields.optim.radiance import RadianceTask
 from ..fields.radiance import FIELDS
 from ..fields.render import BACKGROUNDS, OccupancyGrid, render, render_rays
 from .device import Device, pick_device
-from .presets import NETWORKS, Preset, cam_preset, grid_preset, hash_preset, mlp_preset, planes_preset, tensor_preset
+from .presets import (
+    NETWORKS,
+    Preset,
+    cam_preset,
+    grid_preset,
+    hash_preset,
+    mlp_preset,
+    planes_preset,
+    rbf_preset,
+    tensor_preset,
+)
 from .rays import SceneRays
 from .scene import Scene
 
@@ -40,6 +50,7 @@ PRESETS: dict[str, Callable[[Scene], Preset]] = {
     "hash": hash_preset,
     "tensor": tensor_preset,
     "planes": planes_preset,
+    "rbf": rbf_preset,
     "grid": grid_preset,
     "mlp": mlp_preset,
     "cam": cam_preset,
@@ -51,10 +62,11 @@ PRESETS: dict[str, Callable[[Scene], Preset]] = {
 class TrainOptions:
     """What a user decides about a training run."""
 
-    model: Literal["hash", "tensor", "planes", "grid", "mlp", "cam"] = "hash"
+    model: Literal["hash", "tensor", "planes", "rbf", "grid", "mlp", "cam"] = "hash"
     """Kind of field: hash (a hash grid, the quickest to learn), tensor (planes times lines, TensoRF), planes (planes
-    times planes, K-Planes), grid (sparse voxels with spherical harmonics and no network, Plenoxels), mlp (one wide
-    network, NeRF; small and slow) or cam (the same with small grids that modulate its layers, CAM)."""
+    times planes, K-Planes), rbf (a hash grid whose density Gaussian units say, GNF), grid (sparse voxels with spherical
+    harmonics and no network, Plenoxels), mlp (one wide network, NeRF; small and slow) or cam (the same with small grids
+    that modulate its layers, CAM)."""
     max_steps: int | None = None
     """Total optimisation steps. Default: by time."""
     max_seconds: float | None = None

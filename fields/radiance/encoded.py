@@ -18,7 +18,7 @@ from ..base import Geometry, RadianceField
 from ..encodings import FactoredGridEncoding, FrequencyEncoding, HashGridEncoding
 from ..errors import ConfigError
 from ..geometry import CONTRACTIONS, to_unit_cube
-from ..networks import MLP, CoordinateNetwork
+from ..networks import MLP, CoordinateNetwork, RbfLayer
 from ..ops.fused_mlp import MlpSpec
 from ..ops.spherical_harmonics import spherical_harmonics
 
@@ -88,7 +88,7 @@ class EncodedField(RadianceField):
         self,
         config: EncodedFieldConfig,
         encoding: Encoding,
-        density: MLP | CoordinateNetwork,
+        density: MLP | CoordinateNetwork | RbfLayer,
         generator: torch.Generator,
     ) -> None:
         super().__init__()

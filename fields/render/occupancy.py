@@ -19,6 +19,7 @@ from ..ops.occupancy import decay_and_max_, pack_bitfield, sample_cells
 # One step of thickness 32 lets exp(-32) ~ 1e-14 of the light through: nothing is thicker. Keeps means finite where
 # density overflows, and lets wrong density fade within (log(32 / 0.01) / log(1 / 0.95)) ~ 160 refreshes.
 _OPAQUE = 32.0
+_BELOW = 1 - 1e-6  # what of a mean counts, so that equal values are above their rounded mean
 _CHUNK = 1 << 18  # points of one density query: a few hundred megabytes of activations at most
 
 
@@ -116,10 +117,11 @@ class OccupancyGrid(nn.Module):
 
     @torch.no_grad()
     def refresh_bits(self) -> None:
-        """Decide anew which cells are occupied: those above min(threshold, mean of the values >= 0)."""
+        """Decide anew which cells are occupied: those above min(threshold, mean of the values >= 0). Where all values
+        are the same and not 0, every cell is."""
         seen = self.grid >= 0
         mean = torch.where(seen, self.grid, 0.0).sum(dtype=torch.float64) / seen.sum().clamp(min=1)
-        bits, coarse = pack_bitfield(self.grid, mean.clamp(max=self.threshold).float())
+        bits, coarse = pack_bitfield(self.grid, (mean * _BELOW).clamp(max=self.threshold).float())
         self.bits.copy_(bits)
         self.coarse.copy_(coarse)
 

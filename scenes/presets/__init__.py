@@ -8,3 +8,4 @@ from .mlp import NETWORKS as NETWORKS
 from .mlp import cam_preset as cam_preset
 from .mlp import mlp_preset as mlp_preset
 from .preset import Preset as Preset
+from .rbf import rbf_preset as rbf_preset

@@ -13,7 +13,9 @@ from .preset import Preset, preset_of
 def hash_preset(scene: Scene) -> Preset:
     """The table covers all cascades; its finest level is as fine in the unit box as without them."""
     preset = preset_of(scene, HashFieldConfig())
-    if preset.cascades == 1:
-        return preset
-    grid = HashGridSpec(finest_resolution=int(2048 * preset.extent))
-    return replace(preset, field=HashFieldConfig(grid=grid, extent=preset.extent))
+    return replace(preset, field=HashFieldConfig(grid=hash_grid(preset.extent), extent=preset.extent))
+
+
+def hash_grid(extent: float) -> HashGridSpec:
+    """A table that covers a cube of half side `extent`."""
+    return HashGridSpec(finest_resolution=int(2048 * extent))

@@ -79,6 +79,7 @@ def small_networks(monkeypatch):
         ({"refine_poses": True}, 150, 28, 10),
         ({"model": "tensor"}, 300, 22, 8),  # slower here than hash: 19.1 dB after 150 steps, 24.4 after 300, one seed
         ({"model": "planes"}, 300, 22, 8),
+        ({"model": "rbf"}, 300, 22, 8),
         ({"model": "grid"}, 300, 22, 8),
         ({"model": "mlp"}, 300, 22, 8),
         ({"model": "cam", "bits": 8}, 300, 22, 8),
@@ -141,7 +142,7 @@ def start(folder: Path, steps: int, mode: str) -> subprocess.Popen:
 
 @pytest.mark.parametrize(
     "changes",
-    [{"model": "tensor"}, {"model": "planes"}, {"model": "grid"}, {"model": "cam", "bits": 8}],
+    [{"model": "tensor"}, {"model": "planes"}, {"model": "rbf"}, {"model": "grid"}, {"model": "cam", "bits": 8}],
     ids=lambda changes: changes["model"],
 )
 def test_a_run_of_another_kind_of_field_resumes_to_the_same_bits(tmp_path, changes):

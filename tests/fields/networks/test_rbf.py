@@ -18,7 +18,7 @@ def expected(layer: RbfLayer, x: torch.Tensor) -> torch.Tensor:
     """The formula as it is written, in double."""
     centres, beta, x = layer.centres.double(), layer.log_beta.double().exp(), x.double()
     phi = torch.exp(-0.5 * (beta * (x[:, None] - centres).square()).sum(2))
-    return phi @ layer.weight.double().T + layer.bias.double()
+    return phi @ layer.weight.double().T + x @ layer.slope.double().T + layer.bias.double()
 
 
 @pytest.mark.parametrize("count", [0, 1, 31, 32, 33, 1000])
@@ -53,6 +53,7 @@ def test_rounding_never_makes_a_unit_answer_more_than_one():
     with torch.no_grad():
         layer.centres.add_(100)  # where squares of 1e4 cancel
         layer.weight.fill_(1 / UNITS)
+        layer.slope.zero_()
     assert float(layer(layer.centres).detach().max()) <= 1 + 1e-5
     far = layer(torch.full((1, INPUTS), 1e20))
     assert torch.equal(far[0], layer.bias)
@@ -61,6 +62,7 @@ def test_rounding_never_makes_a_unit_answer_more_than_one():
 def test_features_near_zero_meet_units_that_answer_and_pass_gradients():
     layer = make(units=1000)
     with torch.no_grad():
+        layer.slope.zero_()
         layer.weight.zero_()
         layer.weight[0] = 1
         at_zero = torch.exp(-0.5 * (layer.log_beta.exp() * layer.centres.square()).sum(1))

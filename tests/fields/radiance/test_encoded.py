@@ -7,16 +7,20 @@ import torch
 
 from polyfield.fields.errors import ConfigError
 from polyfield.fields.ops.hash_encode import HashGridSpec
-from polyfield.fields.radiance import FIELDS, EncodedField, EncodedFieldConfig, HashFieldConfig
+from polyfield.fields.radiance import FIELDS, EncodedField, EncodedFieldConfig, HashFieldConfig, RbfFieldConfig
 
 SMALL = {
     "hash": {"grid": HashGridSpec(levels=4, base_resolution=4, finest_resolution=32, log2_table_size=10)},
     "tensor": {"components": 6, "first_voxels": 12**3, "final_voxels": 30**3},
     "planes": {"channels": 6, "first_voxels": 12**3, "final_voxels": 30**3},
+    "rbf": {
+        "grid": HashGridSpec(levels=4, base_resolution=4, finest_resolution=32, log2_table_size=10),
+        "density_width": 16,
+    },
     "mlp": {"octaves": 3, "density_width": 16, "density_layers": 3, "density_skip": 1},
     "cam": {"octaves": 3, "density_width": 16, "density_layers": 3, "density_skip": 1, "modulation": 4},
 }
-SCALE = {"hash": 3e3, "tensor": 5.0, "planes": 1.0}
+SCALE = {"hash": 3e3, "tensor": 5.0, "planes": 1.0, "rbf": 1e3}
 """What makes the features of an untrained table matter."""
 
 
@@ -101,3 +105,23 @@ def test_one_seed_gives_one_field(kind):
 def test_settings_out_of_range_are_named(changes, text):
     with pytest.raises(ConfigError, match=text):
         HashFieldConfig(**changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"density_width": 0}, "density_width must be 1 to 1024 Gaussian units; got 0"),
+        ({"density_layers": 2}, "Gaussian units are one layer"),
+        ({"density_skip": 1}, "Gaussian units are one layer"),
+        ({"weight_lr": 0.0}, "learning rates must be positive; got 0 and 0.01"),
+    ],
+)
+def test_settings_that_no_gaussian_layer_has_are_named(changes, text):
+    with pytest.raises(ConfigError, match=text):
+        RbfFieldConfig(**changes)
+
+
+def test_a_scene_of_gaussian_units_begins_with_density_one_everywhere():
+    geometry = make_field("rbf").geometry(torch.rand(50, 3) * 2 - 1)
+    assert torch.equal(geometry.density_raw, torch.zeros(50))
+    assert float(geometry.features.std()) > 0.01

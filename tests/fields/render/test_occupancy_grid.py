@@ -80,6 +80,14 @@ def test_threshold_is_the_mean_where_that_is_smaller():
     assert grid.occupied_fraction() == 0.5
 
 
+@pytest.mark.parametrize("density", [1e-3, 0.3, 1.0])
+def test_haze_that_is_the_same_everywhere_is_not_empty(density):
+    grid = OccupancyGrid(resolution=16)
+    haze = lambda x: torch.full((x.shape[0],), math.log(density))
+    grid.update(haze, activation="exp", step=0, seed=0, step_size=STEP, warmup=True)
+    assert grid.occupied_fraction() == 1
+
+
 def test_unseen_cells_are_never_asked_about_and_never_revive():
     grid = OccupancyGrid(resolution=16)
     visible = grid.cell_centres()[..., 0] < 0
