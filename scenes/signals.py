@@ -20,7 +20,7 @@ from torch import Tensor
 from ..fields.errors import ConfigError, FormatError
 from ..fields.formats import atomic_write
 from ..fields.formats.mesh_file import read_mesh, write_mesh
-from ..fields.geometry import Mesh, check_mesh, merge_vertices
+from ..fields.geometry import Mesh, check_mesh, merge_vertices, zero_surface
 from ..fields.implicit import GridSignal, MeshSignal, make_mesh_signal
 from .datasets.files import read_npy, read_npz
 from .image_files import read_image
@@ -162,17 +162,15 @@ def write_surface(path: Path, distances: Tensor, cube: tuple[float, float, float
     Raises:
         ConfigError: there is no surface, or the name is no mesh's. FormatError: it cannot be written.
     """
-    from skimage.measure import marching_cubes
-
     check_output(path, "surface")
-    field, cells = distances[..., 0].numpy(), distances.shape[2]
-    if not (field.min() < 0 < field.max()):
-        raise ConfigError(f"the field has no surface: its distances are {field.min():.3g} to {field.max():.3g}")
-    vertices, triangles, _, _ = marching_cubes(field, 0.0, gradient_direction="ascent")
-    x, y, z, side = cube
-    centres = torch.from_numpy(np.ascontiguousarray(vertices[:, ::-1])).double() + 0.5
-    placed = centres / cells * side + torch.tensor([x, y, z], dtype=torch.float64)
-    write_mesh(path, Mesh(placed.float(), torch.from_numpy(np.ascontiguousarray(triangles)).long()))
+    cells = distances.shape[2]
+    unit = zero_surface(distances[..., 0], first=0.5 / cells, step=1 / cells)
+    if unit is None:
+        low, high = float(distances.min()), float(distances.max())
+        raise ConfigError(f"the field has no surface: its distances are {low:.3g} to {high:.3g}")
+    *corner, side = cube
+    placed = unit.vertices.double() * side + torch.tensor(corner, dtype=torch.float64)
+    write_mesh(path, Mesh(placed.float(), unit.triangles))
 
 
 def write_signal(path: Path, kind: str, values: Tensor, *, low: float, high: float, fps: float | None) -> None:

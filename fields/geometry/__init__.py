@@ -11,6 +11,8 @@ from .cameras import Rays as Rays
 from .contraction import CONTRACTIONS as CONTRACTIONS
 from .contraction import UNCONTRACTIONS as UNCONTRACTIONS
 from .contraction import to_unit_cube as to_unit_cube
+from .isosurface import chamfer_distance as chamfer_distance
+from .isosurface import zero_surface as zero_surface
 from .meshes import Mesh as Mesh
 from .meshes import MeshReport as MeshReport
 from .meshes import SurfaceSamples as SurfaceSamples

@@ -148,9 +148,9 @@ def result_of(command: Fit, source: Input, result: FitResult) -> dict[str, Any]:
 def summary(command: Fit, facts: dict[str, Any]) -> str:
     """One line about a fit."""
     if facts["iou"] is not None:
-        found = (
-            f"IoU {facts['iou']:.5f} on {facts['settings']['grid']}^3, normals {facts['normal_error_deg']:.2f} degrees"
-        )
+        apart = "no surface" if facts["chamfer"] is None else f"Chamfer {facts['chamfer']:.2e} of the cube"
+        angle = f"normals {facts['normal_error_deg']:.2f} degrees"
+        found = f"IoU {facts['iou']:.5f} on {facts['settings']['grid']}^3, {angle}, {apart}"
     else:
         found = f"PSNR {decibels(facts['psnr'])}" + ("" if facts["ssim"] is None else f", SSIM {facts['ssim']:.4f}")
     unit = {"image": "pixel", "surface": "point"}.get(facts["signal"], "cell")

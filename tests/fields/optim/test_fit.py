@@ -8,6 +8,7 @@ import torch
 from polyfield.fields.geometry import make_icosphere
 from polyfield.fields.implicit import KINDS, GridSignal, ImplicitModel, build, config_for, make_mesh_signal
 from polyfield.fields.networks import CoordinateNetworkConfig
+from polyfield.fields.optim import fit
 from polyfield.fields.optim.fit import FitTask, decibels, measure_fit, measure_surface
 from polyfield.fields.optim.loop import LoopConfig, optimise
 from polyfield.fields.optim.metrics import psnr, ssim
@@ -126,20 +127,36 @@ def test_a_surface_is_learned_from_its_distances():
     assert after.psnr is None
 
 
-def test_surfaces_are_scored_by_cells_and_normals():
+class Ball(torch.nn.Module):
+    def __init__(self, radius: float) -> None:
+        super().__init__()
+        self.radius = torch.nn.Parameter(torch.tensor(radius))
+
+    def forward(self, x):
+        return (x - 0.5).norm(dim=1, keepdim=True) - self.radius
+
+
+def test_surfaces_are_scored_by_cells_normals_and_distance():
     signal = make_mesh_signal(make_icosphere(4), points=64)
-
-    class Ball(torch.nn.Module):
-        def __init__(self, radius: float) -> None:
-            super().__init__()
-            self.radius = torch.nn.Parameter(torch.tensor(radius))
-
-        def forward(self, x):
-            return (x - 0.5).norm(dim=1, keepdim=True) - self.radius
-
     for radius in (0.45, 0.36):
         model = ImplicitModel("hash", Ball(radius), "surface", signal.size)  # type: ignore[arg-type]
         found = measure_surface(model, signal, cells=64, samples=1000, block=10_000)
         assert found.iou == pytest.approx((radius / 0.45) ** 3, abs=0.01)
         assert found.normal_error_deg is not None
         assert found.normal_error_deg < 3  # of an icosphere of 5120 triangles
+        assert found.chamfer == pytest.approx(0.45 - radius, abs=1e-3)
+
+
+def test_a_fine_lattice_is_thinned_before_it_becomes_a_surface(monkeypatch):
+    monkeypatch.setattr(fit, "CHAMFER_CELLS", 24)
+    signal = make_mesh_signal(make_icosphere(4), points=64)
+    model = ImplicitModel("hash", Ball(0.36), "surface", signal.size)  # type: ignore[arg-type]
+    assert measure_surface(model, signal, cells=50, samples=1000, block=999).chamfer == pytest.approx(0.09, abs=2e-3)
+
+
+def test_a_field_without_a_surface_has_no_distance_from_one():
+    signal = make_mesh_signal(make_icosphere(1), points=64)
+    model = ImplicitModel("hash", Ball(-1.0), "surface", signal.size)  # type: ignore[arg-type]
+    found = measure_surface(model, signal, cells=16, samples=10)
+    assert found.iou == 0
+    assert found.chamfer is None
