@@ -4,7 +4,7 @@ A batch of 2^16 positions in short stretches of rays, as a train step sees them,
 values: the tensor field's planes and lines and the planes field's planes, as fine as they become, and the sparse grid
 of a hollow ball on 256^3 vertices. Opponents are compiled (`max-autotune-no-cudagraphs`): for planes and lines
 `torch.nn.functional.grid_sample`, which the released codes use, and everywhere this project's own reference. Gates
-first: encodings and gradients against float64, relative L2.
+first: encodings and gradients against float64, relative L2, beside the reference's in float32.
 
 Prints one JSON object. Exits with 3 when other work runs (see `quiet.py`), with 1 when a gate is missed.
 """
@@ -29,7 +29,9 @@ from polyfield.fields.ops.sparse_grid import sparse_grid_sample, sparse_grid_sam
 from polyfield.fields.radiance import PlanesField, PlanesFieldConfig, TensorField, TensorFieldConfig
 
 RAYS, PER_RAY = 2048, 32
-GATE = 1e-5
+GATE = 2.0
+"""Errors against float64 over those of the reference in float32: between 300 vertices a position in float32 is rounded
+by 2e-5 of a cell, whoever blends them."""
 VERTICES, ROW = 256, 28
 """Of the sparse grid: along each axis, and values of a row (a density and nine harmonics of three colours)."""
 
@@ -121,9 +123,13 @@ def relative(a: Tensor, b: Tensor) -> float:
 def measure(case: Case, x: Tensor, rounds: int) -> dict[str, Any]:
     """Errors, and where they pass the gate also the times."""
     truth = passes(case.reference, x.double(), case.parameters.double())
-    errors = [relative(a, b) for a, b in zip(passes(case.operator, x, case.parameters), truth, strict=True)]
-    if max(errors) > GATE:
-        return {"relative_l2": errors}
+    errors, least = (
+        [relative(a, b) for a, b in zip(passes(encode, x, case.parameters), truth, strict=True)]
+        for encode in (case.operator, case.reference)
+    )
+    gates = {"relative_l2": errors, "relative_l2 of the reference": least}
+    if any(error > GATE * bound for error, bound in zip(errors, least, strict=True)):
+        return gates
     compiled = {
         f"torch.compile of {name}": torch.compile(f, mode="max-autotune-no-cudagraphs")
         for name, f in case.opponents.items()
@@ -137,8 +143,7 @@ def measure(case: Case, x: Tensor, rounds: int) -> dict[str, Any]:
             passes(encode, x, case.parameters)
             seconds[name].append(time.perf_counter() - start)
     medians = {name: statistics.median(times) for name, times in seconds.items()}
-    return {
-        "relative_l2": errors,
+    return gates | {
         "milliseconds": {k: 1e3 * v for k, v in medians.items()},
         "over torch.compile": min(medians[name] for name in compiled) / medians["operator"],
     }
