@@ -26,7 +26,7 @@ BETAS, EPSILON = (0.9, 0.999), 1e-8
 NORMAL_STEP = 1 / 512
 """Over which normals are compared, in sides of the cube."""
 CHAMFER_CELLS = 256
-"""Along each axis, of the lattice of which a field's surface is made: finer ones take minutes."""
+"""Along each axis at most, of the lattice of which a field's surface is made."""
 RELATIVE_FLOOR = 0.001
 """Added to the distance that an error is relative to, a thousandth of the cube: instant-ngp's mean absolute percentage
 error has 0.01, which leaves the zero crossing less exact."""
@@ -148,7 +148,7 @@ def measure_surface(
 
     Args:
         cells: along each axis of the cube; inside the mesh is where its winding number is above 1/2. The
-            field's surface is made of `CHAMFER_CELLS` along an axis or fewer.
+            field's surface is that of every so many cells that `CHAMFER_CELLS` along an axis suffice.
         samples: points of the mesh where normals are compared, by central differences over 1/512 of the cube; as many
             are drawn on either surface for the distance between them.
         block: cells at a time.

@@ -55,7 +55,7 @@ class RbfField(EncodedField):
         generator = torch.Generator().manual_seed(seed)
         encoding = HashGridEncoding(config.grid, generator=generator, precision=config.precision)
         units = RbfLayer(encoding.features, 1 + config.features, config.density_width, generator=generator)
-        with torch.no_grad():  # the density begins as one everywhere: from a random one the scene empties
+        with torch.no_grad():  # the density begins as one everywhere, as a hash field's does
             units.weight[0] = 0
             units.slope[0] = 0
         super().__init__(config, encoding, units, generator)
