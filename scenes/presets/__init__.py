@@ -4,8 +4,8 @@ from .boxes import grid_preset as grid_preset
 from .boxes import planes_preset as planes_preset
 from .boxes import tensor_preset as tensor_preset
 from .hash import hash_preset as hash_preset
+from .hash import rbf_preset as rbf_preset
 from .mlp import NETWORKS as NETWORKS
 from .mlp import cam_preset as cam_preset
 from .mlp import mlp_preset as mlp_preset
 from .preset import Preset as Preset
-from .rbf import rbf_preset as rbf_preset

@@ -1,21 +1,27 @@
-"""Settings of the hash-grid field for a scene, picked by looking at it."""
+"""Settings of the fields behind a hash grid, hash and rbf, for a scene, picked by looking at it."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
 from ...fields.ops.hash_encode import HashGridSpec
-from ...fields.radiance import HashFieldConfig
+from ...fields.radiance import HashFieldConfig, RbfFieldConfig
 from ..scene import Scene
 from .preset import Preset, preset_of
 
 
 def hash_preset(scene: Scene) -> Preset:
+    """See `_preset`."""
+    return _preset(scene, HashFieldConfig())
+
+
+def rbf_preset(scene: Scene) -> Preset:
+    """See `_preset`."""
+    return _preset(scene, RbfFieldConfig())
+
+
+def _preset(scene: Scene, field: HashFieldConfig | RbfFieldConfig) -> Preset:
     """The table covers all cascades; its finest level is as fine in the unit box as without them."""
-    preset = preset_of(scene, HashFieldConfig())
-    return replace(preset, field=HashFieldConfig(grid=hash_grid(preset.extent), extent=preset.extent))
-
-
-def hash_grid(extent: float) -> HashGridSpec:
-    """A table that covers a cube of half side `extent`."""
-    return HashGridSpec(finest_resolution=int(2048 * extent))
+    preset = preset_of(scene, field)
+    grid = HashGridSpec(finest_resolution=int(2048 * preset.extent))
+    return replace(preset, field=replace(field, grid=grid, extent=preset.extent))
