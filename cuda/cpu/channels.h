@@ -14,9 +14,23 @@ template <class T, class Body> inline __attribute__((always_inline)) void over_c
   for (; c + kLanes<T> <= channels; c += kLanes<T>) body(c, Vec<T>{});
   for (; c < channels; ++c) body(c, T(0));
 }
+// The same with a vector half as wide before the rest: for rows of a few vectors that need not fill the last.
+template <class T, class Body> inline __attribute__((always_inline)) void over_few_channels(i64 channels,
+                                                                                            const Body& body) {
+  i64 c = 0;
+  for (; c + kLanes<T> <= channels; c += kLanes<T>) body(c, Vec<T>{});
+  if (c + kLanes<T> / 2 <= channels) body(c, HalfVec<T>{}), c += kLanes<T> / 2;
+  for (; c < channels; ++c) body(c, T(0));
+}
 template <class T> inline __attribute__((always_inline)) Vec<T> read(const T* p, Vec<T>) { return load(p); }
+template <class T> inline __attribute__((always_inline)) HalfVec<T> read(const T* p, HalfVec<T>) {
+  HalfVec<T> v;
+  std::memcpy(&v, p, sizeof v);
+  return v;
+}
 template <class T> inline __attribute__((always_inline)) T read(const T* p, T) { return *p; }
 template <class T> inline __attribute__((always_inline)) void write(T* p, Vec<T> v) { store(p, v); }
+template <class T> inline __attribute__((always_inline)) void write(T* p, HalfVec<T> v) { std::memcpy(p, &v, sizeof v); }
 template <class T> inline __attribute__((always_inline)) void write(T* p, T v) { *p = v; }
 
 typedef u16 Bfloats __attribute__((vector_size(kVecBytes / 2)));
@@ -47,6 +61,11 @@ inline __attribute__((always_inline)) void write(Bfloat* p, float v) {
 template <class T> inline T total(Vec<T> v) {
   T sum = T(0);
   for (int lane = 0; lane < kLanes<T>; ++lane) sum += v[lane];
+  return sum;
+}
+template <class T> inline T total(HalfVec<T> v) {
+  T sum = T(0);
+  for (int lane = 0; lane < kLanes<T> / 2; ++lane) sum += v[lane];
   return sum;
 }
 template <class T> inline T total(T v) { return v; }

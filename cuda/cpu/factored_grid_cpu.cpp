@@ -2,6 +2,8 @@
 // enough for the cache: first the gradients of the factors' features, samples in parallel; then each factor's texels,
 // bands of rows in parallel. A texel is added to by one thread, in the order of the samples, so that results do not
 // depend on the threads.
+#include <type_traits>
+
 #include "channels.h"
 #include "parallel.h"
 #include "polyfield/factored_grid.h"
@@ -12,6 +14,7 @@ using namespace polyfield;
 
 constexpr i64 kRun = 256;     // samples per task
 constexpr i64 kBlock = 2048;  // samples whose factor gradients are held at once
+constexpr i64 kAhead = 16;    // samples by which texels are fetched before they are added to
 
 struct Layout {
   const GridFactor* factors;
@@ -31,20 +34,44 @@ struct Layout {
   }
 };
 
-template <class T> void forward_sample(const Layout& layout, const T* x, const T* parameters, T* out) {
+// Where a term of N factors reads its texels for one position.
+template <int N, class T> struct TermCells {
+  FactorCell<T> cells[N];
+  i64 channels;
+  const T* parameters;
+
+  TermCells(const GridFactor* factors, const T* x, const T* parameters)
+      : channels(factors->channels), parameters(parameters) {
+    for (int k = 0; k < N; ++k) cells[k] = FactorCell<T>(factors[k], x);
+  }
+  // Features of a vector of channels from c on.
+  template <class V> V value(int k, i64 c, V zero) const {
+    return blend<V>(cells[k], cells[k].weight, [&](i64 place) { return read(parameters + place + c, zero); });
+  }
+};
+
+// body(number of factors of the term as a constant, its first factor), term by term.
+template <class Body> void over_terms(const Layout& layout, const Body& body) {
+  static_assert(kMostFactors == 3, "as many cases");
   for (i64 f = 0; f < layout.count; f += layout.term(f)) {
     const i64 factors = layout.term(f);
-    FactorCell<T> cells[kMostFactors];
-    for (i64 k = 0; k < factors; ++k) cells[k] = FactorCell<T>(layout.factors[f + k], x);
+    if (factors == 1) body(std::integral_constant<int, 1>(), f);
+    if (factors == 2) body(std::integral_constant<int, 2>(), f);
+    if (factors == 3) body(std::integral_constant<int, 3>(), f);
+  }
+}
+
+template <class T> void forward_sample(const Layout& layout, const T* x, const T* parameters, T* out) {
+  over_terms(layout, [&](auto factors, i64 f) {
+    constexpr int N = decltype(factors)::value;
+    const TermCells<N, T> term(layout.factors + f, x, parameters);
     T* row = out + layout.factors[f].column;
-    over_channels<T>(layout.factors[f].channels, [&](i64 c, auto zero) {
-      using V = decltype(zero);
-      V product = zero + T(1);
-      for (i64 k = 0; k < factors; ++k)
-        product *= blend<V>(cells[k], cells[k].weight, [&](i64 place) { return read(parameters + place + c, zero); });
+    over_few_channels<T>(term.channels, [&](i64 c, auto zero) {
+      auto product = term.value(0, c, zero);
+      for (int k = 1; k < N; ++k) product *= term.value(k, c, zero);
       write(row + c, product);
     });
-  }
+  });
 }
 
 // Gradients of the factors' features into `factor_gradient` (factor after factor), where not null, and of the position.
@@ -52,52 +79,70 @@ template <bool NeedX, class T>
 void backward_sample(const Layout& layout, const T* x, const T* parameters, const T* gradient, T* factor_gradient,
                      T* x_gradient) {
   T along[3] = {T(0), T(0), T(0)};
-  for (i64 f = 0; f < layout.count; f += layout.term(f)) {
-    const i64 factors = layout.term(f), channels = layout.factors[f].channels;
-    FactorCell<T> cells[kMostFactors];
-    for (i64 k = 0; k < factors; ++k) cells[k] = FactorCell<T>(layout.factors[f + k], x);
+  over_terms(layout, [&](auto factors, i64 f) {
+    constexpr int N = decltype(factors)::value;
+    const TermCells<N, T> term(layout.factors + f, x, parameters);
     const T* row = gradient + layout.factors[f].column;
-    over_channels<T>(channels, [&](i64 c, auto zero) {
+    over_few_channels<T>(term.channels, [&](i64 c, auto zero) {
       using V = decltype(zero);
-      static_assert(kMostFactors == 3, "a factor has two others");
-      const auto texel = [&](i64 place) { return read(parameters + place + c, zero); };
-      V value[kMostFactors];
-      for (i64 k = 0; k < kMostFactors; ++k)
-        value[k] = k < factors ? blend<V>(cells[k], cells[k].weight, texel) : zero + T(1);
+      V value[N];
+      for (int k = 0; k < N; ++k) value[k] = term.value(k, c, zero);
       const V g = read(row + c, zero);
-      for (i64 k = 0; k < factors; ++k) {
-        const V mine = g * value[(k + 1) % kMostFactors] * value[(k + 2) % kMostFactors];
-        if (factor_gradient) write(factor_gradient + k * channels + c, mine);
+      for (int k = 0; k < N; ++k) {
+        V mine = g;
+        for (int other = 0; other < N; ++other)
+          if (other != k) mine *= value[other];
+        if (factor_gradient) write(factor_gradient + k * term.channels + c, mine);
         if (!NeedX) continue;
         const GridFactor& factor = layout.factors[f + k];
-        along[factor.axis_a] += total<T>(V(mine * blend<V>(cells[k], cells[k].along_a, texel)));
-        if (factor.axis_b >= 0) along[factor.axis_b] += total<T>(V(mine * blend<V>(cells[k], cells[k].along_b, texel)));
+        const FactorCell<T>& cell = term.cells[k];
+        const auto texel = [&](i64 place) { return read(parameters + place + c, zero); };
+        along[factor.axis_a] += total<T>(V(mine * blend<V>(cell, cell.along_a, texel)));
+        if (factor.axis_b >= 0) along[factor.axis_b] += total<T>(V(mine * blend<V>(cell, cell.along_b, texel)));
       }
     });
-    if (factor_gradient) factor_gradient += factors * channels;
-  }
+    if (factor_gradient) factor_gradient += N * term.channels;
+  });
   for (int a = 0; NeedX && a < 3; ++a) x_gradient[a] = along[a];
 }
+
+// Where a sample's gradient goes: its lower texel and the fractions towards the others (of a line: b alone).
+template <class T> struct ScatterPlace {
+  i64 sample, row, texel;
+  T a, b;
+};
 
 // Adds gradients of one factor's features (samples, stride) to its texels of rows low to high - 1.
 template <class T>
 void scatter(const GridFactor& factor, const T* x, i64 samples, const T* gradients, i64 stride, i64 low, i64 high,
              T* parameter_gradient) {
   const bool line = factor.axis_b < 0;
+  const i64 across = line ? factor.channels : factor.resolution_a * factor.channels;  // from a row to the next
+  static thread_local Scratch<ScatterPlace<T>> scratch;
+  ScatterPlace<T>* places = scratch.reserve(samples);
+  i64 count = 0;
   for (i64 n = 0; n < samples; ++n) {
-    const T* position = x + 3 * n;
-    const i64 row = line ? GridPlace<T>(position[factor.axis_a], factor.resolution_a).low
-                         : GridPlace<T>(position[factor.axis_b], factor.resolution_b).low;
-    if (row + 1 < low || row >= high) continue;
-    const FactorCell<T> cell(factor, position);
-    const T* gradient = gradients + n * stride;
-    for (int k = 0; k < cell.corners; ++k) {
-      const i64 at = row + (line ? k : k >> 1);
-      if (at < low || at >= high) continue;
-      T* texel = parameter_gradient + cell.place[k];
-      const T weight = cell.weight[k];
-      over_channels<T>(factor.channels, [&](i64 c, auto zero) {
-        write(texel + c, read(texel + c, zero) + read(gradient + c, zero) * weight);
+    const GridPlace<T> a(x[3 * n + factor.axis_a], factor.resolution_a);
+    const GridPlace<T> b = line ? a : GridPlace<T>(x[3 * n + factor.axis_b], factor.resolution_b);
+    const i64 texel = factor.first + b.low * across + (line ? i64(0) : a.low * factor.channels);
+    places[count] = {n, b.low, texel, a.fraction, b.fraction};
+    count += b.low + 1 >= low && b.low < high;
+  }
+  for (i64 k = 0; k < count; ++k) {
+    const ScatterPlace<T>& at = places[k];
+    const i64 next = places[min_of(k + kAhead, count - 1)].texel;
+    const T* gradient = gradients + at.sample * stride;
+    for (int j = 0; j < 2; ++j) {
+      const i64 row = at.row + j;
+      __builtin_prefetch(parameter_gradient + next + j * across, 1);
+      if (row < low || row >= high) continue;
+      T* texel = parameter_gradient + at.texel + j * across;
+      const T here = j ? at.b : T(1) - at.b;
+      const T first = line ? here : here * (T(1) - at.a), second = here * at.a;
+      over_few_channels<T>(factor.channels, [&](i64 c, auto zero) {
+        const auto g = read(gradient + c, zero);
+        write(texel + c, read(texel + c, zero) + g * first);
+        if (!line) write(texel + factor.channels + c, read(texel + factor.channels + c, zero) + g * second);
       });
     }
   }

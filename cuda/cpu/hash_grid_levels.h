@@ -67,7 +67,7 @@ inline __attribute__((always_inline)) void hash_block(const HashLevel& level, co
   alignas(64) u32 low[3][kHashBlock], high[3][kHashBlock];  // strides times lattice coordinates
   for (int a = 0; a < 3; ++a) {
     for (int s = 0; s < kHashBlock; ++s) {
-      const T p = lattice_position(unit_clamp(position[a][s]), scale);
+      const T p = multiply_add(unit_clamp(position[a][s]), T(scale), T(0.5));
       const i32 cell = i32(p);
       block.fraction[a][s] = p - T(cell);
       low[a][s] = u32(cell) * stride[a];

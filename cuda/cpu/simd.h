@@ -22,13 +22,16 @@ constexpr int kVecBytes = 16;
 template <class T> struct VecType;
 template <> struct VecType<float> {
   typedef float type __attribute__((vector_size(kVecBytes)));
+  typedef float half __attribute__((vector_size(kVecBytes / 2)));
   typedef i32 mask __attribute__((vector_size(kVecBytes)));
 };
 template <> struct VecType<double> {
   typedef double type __attribute__((vector_size(kVecBytes)));
+  typedef double half __attribute__((vector_size(kVecBytes / 2)));
   typedef i64 mask __attribute__((vector_size(kVecBytes)));
 };
 template <class T> using Vec = typename VecType<T>::type;
+template <class T> using HalfVec = typename VecType<T>::half;
 template <class T> constexpr int kLanes = kVecBytes / int(sizeof(T));
 
 template <class T> inline __attribute__((always_inline)) Vec<T> load(const T* p) {

@@ -37,4 +37,16 @@ template <class T> PF_HD T max_of(T a, T b) { return a > b ? a : b; }
 template <class T> PF_HD T clamp(T value, T low, T high) { return min_of(max_of(value, low), high); }
 template <class T> PF_HD T unit_clamp(T x) { return x > T(0) ? (x < T(1) ? x : T(1)) : T(0); }  // NaN -> 0
 
+// a b + c rounded once, on machines with and without FMA: a position then lies in the same cell on all of them.
+PF_HD float multiply_add(float a, float b, float c) {
+#if defined(__CUDACC__) || defined(__CUDACC_RTC__)
+  return fmaf(a, b, c);
+#elif defined(__FMA__)
+  return __builtin_fmaf(a, b, c);
+#else
+  return float(double(a) * double(b) + double(c));
+#endif
+}
+PF_HD double multiply_add(double a, double b, double c) { return a * b + c; }
+
 }  // namespace polyfield

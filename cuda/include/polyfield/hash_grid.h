@@ -42,18 +42,6 @@ inline void hash_levels(i64 levels, const double* table, HashLevel* out) {
   }
 }
 
-// x * scale + 0.5 rounded once, on machines with and without FMA: a position then lies in the same cell on all of them.
-PF_HD float lattice_position(float x, float scale) {
-#if defined(__CUDACC__) || defined(__CUDACC_RTC__)
-  return fmaf(x, scale, 0.5f);
-#elif defined(__FMA__)
-  return __builtin_fmaf(x, scale, 0.5f);
-#else
-  return float(double(x) * double(scale) + 0.5);
-#endif
-}
-PF_HD double lattice_position(double x, float scale) { return x * double(scale) + 0.5; }
-
 // d (lattice position) / d x: the scale, or 0 outside [0, 1].
 template <class T> PF_HD T lattice_slope(T x, float scale) { return x >= T(0) && x <= T(1) ? T(scale) : T(0); }
 
@@ -73,7 +61,7 @@ template <class T> PF_HD void hash_cell(const HashLevel& level, T x, T y, T z, H
   const T position[3] = {x, y, z};
   u32 low[3];
   for (int a = 0; a < 3; ++a) {
-    const T p = lattice_position(unit_clamp(position[a]), level.scale);
+    const T p = multiply_add(unit_clamp(position[a]), T(level.scale), T(0.5));
     low[a] = u32(i32(p));
     cell.fraction[a] = p - T(i32(p));
     cell.slope[a] = lattice_slope(position[a], level.scale);

@@ -56,6 +56,15 @@ def test_values_and_gradients_equal_the_reference(n, spec, dtype):
         torch.testing.assert_close(mine, other, **limits)
 
 
+def test_fine_planes_lose_nothing_to_rounded_places():
+    spec = FactoredGridSpec(terms=(Term(factors=("xy", "z"), channels=24, resolution=(1500, 1500, 1500)),))
+    x, parameters = (v.detach() for v in make(spec, 500, torch.float32))
+    truth = factored_encode_reference(x.double(), parameters.double(), spec)
+    for _level in each_level():
+        mine = factored_encode(x, parameters, spec)
+        assert (mine - truth).norm() < 1e-6 * truth.norm()
+
+
 def test_planes_are_read_as_torch_reads_images():
     spec = FactoredGridSpec(terms=(Term(factors=("xz",), channels=4, resolution=(5, 2, 7)),))
     x, parameters = make(spec, 200)
