@@ -74,18 +74,32 @@ def test_features_near_zero_meet_units_that_answer_and_pass_gradients():
     assert bool((x.grad.abs() > 0.1).all())
 
 
+class Note(TorchDispatchMode):
+    """Sizes of everything computed."""
+
+    def __init__(self):
+        super().__init__()
+        self.sizes = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        self.sizes.extend(t.numel() for t in (out if isinstance(out, tuple | list) else [out]) if torch.is_tensor(t))
+        return out
+
+
 def test_nothing_is_ever_larger_than_points_by_units():
-    layer, x, sizes = make(), torch.randn(200, INPUTS, requires_grad=True), []
-
-    class Note(TorchDispatchMode):
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            out = func(*args, **(kwargs or {}))
-            sizes.extend(t.numel() for t in (out if isinstance(out, tuple | list) else [out]) if torch.is_tensor(t))
-            return out
-
-    with Note():
+    layer, x = make(), torch.randn(200, INPUTS, requires_grad=True)
+    with Note() as note:
         layer(x).sum().backward()
-    assert max(sizes) == 200 * UNITS
+    assert max(note.sizes) == 200 * UNITS
+
+
+def test_without_gradients_many_rows_answer_the_same_from_little_memory():
+    layer, x = make(), 0.1 * torch.randn(5000, INPUTS, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad(), Note() as note:
+        found = layer(x)
+    torch.testing.assert_close(found, layer(x).detach(), rtol=1e-5, atol=1e-5)
+    assert max(note.sizes) < 5000 * UNITS
 
 
 def test_what_is_not_finite_stays_in_its_row():
