@@ -23,15 +23,17 @@ class SceneRays:
         *,
         seed: int = 0,
         pose_delta: nn.Parameter | None = None,
+        radii: bool = False,
         device: torch.device | str = "cpu",
     ) -> None:
         """Args:
         frames: (F,) int64 frames to draw from.
         pose_delta: (all frames, 6) learned corrections of the poses, or None.
+        radii: whether rays come with the radii of their pixels' cones, for fields that integrate their encoding.
         device: where rays are drawn. The photos come along where they fit into half of what is free there, else each
             batch is fetched from where they are.
         """
-        self.device, self.seed, self.pose_delta = torch.device(device), seed, pose_delta
+        self.device, self.seed, self.pose_delta, self.radii = torch.device(device), seed, pose_delta, radii
         self.images = scene.images.to(self.device) if _fits(scene.images, self.device) else scene.images
         self.given, self.frames = scene.cameras.to(self.device), frames.to(self.device)
         self.width, self.height = self.given.width.long(), self.given.height.long()
@@ -43,7 +45,7 @@ class SceneRays:
         generator.manual_seed((self.seed * 0x9E3779B97F4A7C15 + step) % (1 << 63))
         frames, x, y = self._pixels(count, generator)
         pixels = torch.stack([x, y], 1).float() + 0.5
-        rays = self.cameras().rays(frames, pixels)
+        rays = self.cameras().rays(frames, pixels, radii=self.radii)
         color = self._fetch(self.images.sample, frames, x, y).float() * (1 / 255)
         backgrounds = torch.rand(count, 3, generator=generator, device=self.device)
         if color.shape[1] == 4:

@@ -167,7 +167,7 @@ def test_gradients_of_rays_are_right(model):
 
     def rays(pose, intrinsics, distortion, at):
         changed = dataclasses.replace(cameras, world_from_camera=pose, intrinsics=intrinsics, distortion=distortion)
-        return tuple(changed.rays(frames, at))
+        return changed.rays(frames, at)[:2]
 
     inputs = (cameras.world_from_camera, cameras.intrinsics, cameras.distortion, pixels)
     assert torch.autograd.gradcheck(rays, tuple(x.clone().requires_grad_() for x in inputs))
