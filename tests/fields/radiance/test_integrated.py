@@ -82,8 +82,10 @@ def test_only_fields_that_integrate_look_at_footprints(kind):
     assert [name for name, (cls, config) in FIELDS.items() if cls(config()).integrates] == []
 
 
-def test_gradients_reach_every_parameter_and_the_position(kind):
-    field, x = make_field(kind, integrated=True, contraction="sphere"), torch.randn(100, 3).requires_grad_()
+@pytest.mark.parametrize("contraction", ["none", "sphere"])
+def test_gradients_reach_every_parameter_and_the_position(kind, contraction):
+    field = make_field(kind, integrated=True, contraction=contraction)
+    x = (torch.rand(100, 3) * 2 - 1).requires_grad_()
     geometry = field.geometry(x, footprint=round_footprints(0.01, 100))
     (geometry.density_raw.sum() + geometry.features.sum()).backward()
     assert x.grad is not None
