@@ -40,6 +40,8 @@ class RadianceField(nn.Module, ABC):
     """A key of `fields.ops.activations.DENSITY_ACTIVATIONS`, applied inside compositing."""
     feature_count: int
     """F. Converters match features only where F agrees; 0 where there is no feature vector."""
+    integrates: bool = False
+    """Whether `geometry` makes use of footprints; rays for other fields need no radii."""
 
     @abstractmethod
     def geometry(self, x: Tensor, *, time: Tensor | None = None, footprint: Tensor | None = None) -> Geometry:
@@ -48,7 +50,9 @@ class RadianceField(nn.Module, ABC):
         Args:
             x: (N, 3) positions, scene frame. Outside `bounds` the field answers as at the nearest point inside.
             time: (N,) in [0, 1] for dynamic fields; ignored by static ones.
-            footprint: (N, 3, 3) covariance of the sample's cone, for fields that integrate their encoding.
+            footprint: (N, 3, 3) covariance of the sample's cone, scene units squared, for fields that integrate their
+                encoding (`integrates`); without it they take points to be as wide as their config says. Others
+                ignore it.
         """
 
     @abstractmethod

@@ -87,9 +87,10 @@ class TrainOptions:
     """Weight of the distortion loss (mip-NeRF 360) against floaters, e.g. 0.01."""
     samples: int | None = None
     """Live samples per step; default by the preset."""
-    network: Literal["nerf", "hourglass", "siren", "finer", "wire", "gauss", "fourier"] = "nerf"
-    """What mlp and cam consist of: octaves and ReLU (nerf), residual blocks that are narrow inside (hourglass), waves,
-    or random Fourier features and ReLU. Only nerf is tuned, and in mlp much the fastest."""
+    network: Literal["nerf", "mip", "hourglass", "siren", "finer", "wire", "gauss", "fourier"] = "nerf"
+    """What mlp and cam consist of: octaves and ReLU (nerf), the same averaged over what a pixel sees, against aliasing
+    at other resolutions (mip), residual blocks that are narrow inside (hourglass), waves, or random Fourier features
+    and ReLU. Only nerf is tuned; in mlp it and mip are much the fastest."""
     bits: Literal[8, 32] = 32
     """Of a stored weight, for mlp and cam. With 8 the network is trained as it will be stored; files are a quarter."""
     checkpoint_every: int = 1000
@@ -235,7 +236,14 @@ class _Session:
         if options.refine_poses:
             poses = nn.Parameter(torch.zeros(len(scene.cameras), 6, device=self.device))
         train = scene.splits["train"]
-        self.rays = SceneRays(scene, train, seed=options.seed, pose_delta=poses, device=self.device)
+        self.rays = SceneRays(
+            scene,
+            train,
+            seed=options.seed,
+            pose_delta=poses,
+            radii=self.field.integrates,
+            device=self.device,
+        )
         self.task = RadianceTask(
             self.field,
             self.occupancy,
@@ -403,7 +411,8 @@ class _Session:
         source = SceneRays(self.scene, frames, seed=1)
         generator = torch.Generator().manual_seed(1)
         frames, x, y = source._pixels(8192, generator)
-        rays = self.scene.cameras.rays(frames, torch.stack([x, y], 1).float() + 0.5)
+        pixels = torch.stack([x, y], 1).float() + 0.5
+        rays = self.scene.cameras.rays(frames, pixels, radii=self.field.integrates)
         color = self.scene.images.sample(frames, x, y).float() / 255
         if color.shape[1] == 4:
             behind = BACKGROUNDS[self.scene.background]

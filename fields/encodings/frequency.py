@@ -1,11 +1,30 @@
-"""NeRF's positional encoding as a module (see `fields.ops.frequency_encode` for columns and source)."""
+"""NeRF's positional encoding as a module (see `fields.ops.frequency_encode` for columns and source), of points or, as
+mip-NeRF integrates it, of Gaussians.
+"""
 
 from __future__ import annotations
 
+import math
+
+import torch
 from torch import Tensor, nn
 
 from ..errors import ConfigError
 from ..ops.frequency_encode import frequency_encode, frequency_features, frequency_value_and_jacobian
+
+
+def octaves_left(variance: Tensor, octaves: int) -> Tensor:
+    """What is left of sines and cosines of 2^k pi x where x is spread as a Gaussian: their mean is that of the middle
+    times exp(-(2^k pi)^2 variance / 2) (mip-NeRF, Barron et al. 2021, equation 11).
+
+    Args:
+        variance: (N, D), at least 0.
+
+    Returns:
+        (N, octaves, D) in [0, 1]: 1 where the variance is 0. Gradients reach `variance`.
+    """
+    rates = (0.5 * math.pi**2) * 4.0 ** torch.arange(octaves, device=variance.device, dtype=variance.dtype)
+    return torch.exp(-variance[:, None] * rates[:, None])
 
 
 class FrequencyEncoding(nn.Module):
@@ -28,9 +47,19 @@ class FrequencyEncoding(nn.Module):
         self.octaves, self.inputs, self.include_input, self.unit = octaves, inputs, include_input, unit
         self.features = frequency_features(inputs, octaves, include_input)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, inputs) -> (N, features)."""
-        return frequency_encode(2 * x.clamp(0, 1) - 1 if self.unit else x, self.octaves, self.include_input)
+    def forward(self, x: Tensor, variance: Tensor | None = None) -> Tensor:
+        """(N, inputs) -> (N, features).
+
+        With `variance` (N, inputs), in squares of the unit of x, what comes out is the mean over Gaussians around `x`:
+        octaves finer than they are wide fade to zero. Zero variance changes nothing.
+        """
+        features = frequency_encode(2 * x.clamp(0, 1) - 1 if self.unit else x, self.octaves, self.include_input)
+        if variance is None:
+            return features
+        left = octaves_left(4 * variance if self.unit else variance, self.octaves)
+        first = self.inputs * self.include_input
+        waves = features[:, first:] * torch.cat([left, left], 2).flatten(1)
+        return torch.cat([features[:, :first], waves], 1)
 
     def value_and_jacobian(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(N, inputs) -> features (N, features) and d features / d x (N, inputs, features)."""

@@ -8,9 +8,12 @@ from .bounds import union_bounds as union_bounds
 from .cameras import Cameras as Cameras
 from .cameras import Projected as Projected
 from .cameras import Rays as Rays
+from .cones import Gaussians as Gaussians
+from .cones import cone_gaussians as cone_gaussians
 from .contraction import CONTRACTIONS as CONTRACTIONS
 from .contraction import UNCONTRACTIONS as UNCONTRACTIONS
 from .contraction import to_unit_cube as to_unit_cube
+from .contraction import to_unit_cube_variance as to_unit_cube_variance
 from .isosurface import chamfer_distance as chamfer_distance
 from .isosurface import zero_surface as zero_surface
 from .meshes import Mesh as Mesh

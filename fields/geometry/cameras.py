@@ -30,10 +30,13 @@ class Rays(NamedTuple):
 
     origins: Tensor
     directions: Tensor
+    radii: Tensor | None = None
+    """(R,) radius of the pixel's cone at unit distance, without gradient, for fields that integrate; None: lines."""
 
     def to(self, device: torch.device | str) -> Rays:
         """The same rays on `device`."""
-        return Rays(self.origins.to(device), self.directions.to(device))
+        radii = None if self.radii is None else self.radii.to(device)
+        return Rays(self.origins.to(device), self.directions.to(device), radii)
 
 
 class Projected(NamedTuple):
@@ -183,7 +186,7 @@ class Cameras:
         """(F, 3) unit optical axes."""
         return self.world_from_camera[:, :, 2]
 
-    def rays(self, frames: Tensor, pixels: Tensor) -> Rays:
+    def rays(self, frames: Tensor, pixels: Tensor, *, radii: bool = False) -> Rays:
         """Rays through pixels, by each frame's own camera model.
 
         Pixels may lie outside the image; past the lens limit (see `distortion`) they get the ray of the limit.
@@ -192,26 +195,52 @@ class Cameras:
         Args:
             frames: (R,) int64 indices of cameras, in [0, F).
             pixels: (R, 2) float x, y; pixel centres are at +0.5.
+            radii: Whether rays come with the radii of their pixels' cones.
 
         Returns:
             Rays in the world frame; they start at the camera centre (ORTHOGRAPHIC: on the camera's plane z = 0).
 
         Raises:
             ShapeError: Shapes that do not match.
+            ConfigError: Radii are asked for and a camera is ORTHOGRAPHIC: its pixels see cylinders.
         """
         if frames.ndim != 1 or pixels.shape != (frames.shape[0], 2):
             raise ShapeError(
                 f"rays need frames (R,) and pixels (R, 2); got {tuple(frames.shape)} and {tuple(pixels.shape)}"
             )
-        return self._rays(frames, pixels)
+        rays = self._rays(frames, pixels)
+        return rays._replace(radii=self._radii(frames, pixels)) if radii else rays
 
-    def image_rays(self, frame: int) -> Rays:
-        """Rays through all pixel centres of one camera, row by row: (H * W, 3) each."""
+    def image_rays(self, frame: int, *, radii: bool = False) -> Rays:
+        """Rays through all pixel centres of one camera, row by row: (H * W, 3) each; `radii` as `rays` takes it."""
         camera = self[frame]
         columns = torch.arange(int(camera.width), device=self.intrinsics.device) + 0.5
         rows = torch.arange(int(camera.height), device=self.intrinsics.device) + 0.5
         y, x = torch.meshgrid(rows.to(self.intrinsics), columns.to(self.intrinsics), indexing="ij")
-        return camera._rays(None, torch.stack((x.flatten(), y.flatten()), -1))
+        pixels = torch.stack((x.flatten(), y.flatten()), -1)
+        rays = camera._rays(None, pixels)
+        return rays._replace(radii=camera._radii(None, pixels)) if radii else rays
+
+    @torch.no_grad()
+    def _radii(self, frames: Tensor | None, pixels: Tensor) -> Tensor:
+        """(R,) radii at unit distance of cones as wide as the pixels.
+
+        A disk of radius r has variance r^2 / 4 along each axis and a square of side w has w^2 / 12: r = 2 / sqrt(12) w
+        (mip-NeRF, Barron et al. 2021, section 3.1). The side is the root of the area between the pixel's edges, which
+        is its solid angle: pixels need not be square, nor rays bend equally along both axes.
+        """
+        if CameraModel.ORTHOGRAPHIC in self.kinds:
+            raise ConfigError(
+                "rays of ORTHOGRAPHIC cameras do not diverge, so that their pixels have no cones; take cameras of "
+                "another model, or a field that does not integrate its encoding"
+            )
+        edges = 0.5 * torch.eye(2).to(pixels)
+        across, down = (
+            self._rays(frames, pixels + edge).directions - self._rays(frames, pixels - edge).directions
+            for edge in edges
+        )
+        area = torch.linalg.vector_norm(torch.linalg.cross(across, down, dim=-1), dim=-1)
+        return area.sqrt() * (2 / math.sqrt(12))
 
     def _rays(self, frames: Tensor | None, pixels: Tensor) -> Rays:
         pose, intrinsics = _rows(self.world_from_camera, frames), _rows(self.intrinsics, frames)

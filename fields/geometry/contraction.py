@@ -66,6 +66,20 @@ CONTRACTIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 """Scene positions to the bounded domain, by name; the domain of "sphere" and "cube" fits in [-2, 2]^3."""
 
+
+def _slope_sphere(x: Tensor) -> tuple[Tensor, Tensor]:
+    norm = x.square().sum(-1, keepdim=True).clamp_min(1).sqrt()
+    return norm, x / norm
+
+
+def _slope_cube(x: Tensor) -> tuple[Tensor, Tensor]:
+    norm, axis = x.abs().max(-1, keepdim=True)
+    return norm.clamp_min(1), torch.zeros_like(x).scatter(-1, axis, x.sign().gather(-1, axis))
+
+
+_SLOPES: dict[str, Callable[[Tensor], tuple[Tensor, Tensor]]] = {"sphere": _slope_sphere, "cube": _slope_cube}
+"""Points (..., 3) to their norm (..., 1), at least 1, and its gradient (..., 3), which means nothing below 1."""
+
 UNCONTRACTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "none": _identity,
     "sphere": uncontract_sphere,
@@ -80,3 +94,29 @@ def to_unit_cube(x: Tensor, contraction: str, extent: float) -> Tensor:
     if contraction == "none":
         return x * (0.5 / extent) + 0.5
     return CONTRACTIONS[contraction](x) * 0.25 + 0.5
+
+
+def to_unit_cube_variance(x: Tensor, covariance: Tensor, contraction: str, extent: float) -> Tensor:
+    """How far spread points reach along the axes of [0, 1]^3, after `to_unit_cube` of the same settings.
+
+    The map is taken as linear around `x`: the result is the diagonal of J C J^T, J its Jacobian (as in mip-NeRF 360,
+    eq. 9). A diagonal alone would not do for C: far out, where depth shrinks much more than width, it would mistake a
+    slanting ray's depth for width.
+
+    Args:
+        x: (N, 3) means, scene units.
+        covariance: (N, 3, 3) symmetric, scene units squared.
+
+    Returns:
+        (N, 3) variances, at least 0.
+    """
+    variance = covariance.diagonal(dim1=1, dim2=2)
+    if contraction == "none":
+        return variance * (0.5 / extent) ** 2
+    x = x.clamp(-_FAR, _FAR)
+    norm, slope = _SLOPES[contraction](x)
+    # the map is g(n) x, g = (2 - 1/n) / n: J = g + x (g' slope)^T
+    factor, turn = (2 - 1 / norm) / norm, slope * ((2 / norm - 2) / norm.square())
+    shear = (covariance * turn[:, None]).sum(-1)
+    folded = factor.square() * variance + 2 * factor * x * shear + x.square() * (shear * turn).sum(-1, keepdim=True)
+    return folded.clamp_min(0) * 0.25**2

@@ -16,6 +16,8 @@ three planes the scales are multiplied and the shifts added. Points outside a pl
 The hourglass (Chen et al. 2025, arXiv 2510.01796) turns the layers into residual blocks that are narrow inside:
 z <- z + W2 act(W1 norm(z)), where z has the full width and starts as a linear map of the encoded point.
 
+Octaves may be those of a Gaussian in place of a point, as mip-NeRF integrates them (Barron et al. 2021).
+
 With `bits=8` the network computes with weights and grids as 8 bits hold them (`quantised`), and is stored so.
 
 Points lie in [0, 1]^D; inside they are scaled to [-1, 1], the shorter axes of a signal by its aspect less, so that a
@@ -32,6 +34,7 @@ from typing import Literal, final
 import torch
 from torch import Tensor, nn
 
+from ..encodings.frequency import octaves_left
 from ..errors import ConfigError, ShapeError
 from ..ops.factored_encode import FactoredGridSpec, Term, factored_encode
 from ..ops.modulate import EPSILON, modulate
@@ -176,22 +179,33 @@ class CoordinateNetwork(nn.Module):
             names = [name for name, _ in self.named_parameters() if name.endswith(("weight", "grids"))]
             store_in_8_bits(self, names)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, variance: Tensor | None = None) -> Tensor:
         """x (N, D) in [0, 1] (beyond it the network goes on, its grids do not) -> (N, outputs).
 
+        With `variance` (N, D), in squares of the unit of x, the octaves that the network sees are their means over
+        Gaussians around x (`encodings.FrequencyEncoding`); grids are read at x.
+
         Raises:
-            ShapeError: x is not (N, D).
+            ShapeError: x is not (N, D), or variance not as x.
+            ConfigError: variance is given and the encoding has no octaves.
         """
         c = self.config
         if x.ndim != 2 or x.shape[1] != c.inputs:
             raise ShapeError(f"x must be (N, {c.inputs}); got {tuple(x.shape)}")
+        if variance is not None and variance.shape != x.shape:
+            raise ShapeError(f"variance must be {tuple(x.shape)} as x is; got {tuple(variance.shape)}")
+        if variance is not None and c.encoding != "octaves":
+            raise ConfigError(f"only octaves can be integrated over a variance; the encoding is {c.encoding!r}")
         relu, count = c.activation == "relu", len(x)
         fast = self.precision == "bf16" and relu and x.dtype == torch.float32
         if fast and x.device.type == "cpu":
-            x = nn.functional.pad(x, (0, 0, 0, -count % PADDED_TO))
+            more = (0, 0, 0, -count % PADDED_TO)
+            x = nn.functional.pad(x, more)
+            variance = None if variance is None else nn.functional.pad(variance, more)
         modulation = self._modulation(x)
         by_layer = () if modulation is None else modulation.permute(2, 1, 0).contiguous().unbind()
-        h = encoded = self._encode((2 * x - 1) * self.aspect)
+        spread = None if variance is None else variance * (2 * self.aspect).square()
+        h = encoded = self._encode((2 * x - 1) * self.aspect, spread)
         with torch.autocast(x.device.type, torch.bfloat16, enabled=fast):
             if c.narrow is not None:
                 h = self._linear(self.outer[0], h)
@@ -222,7 +236,7 @@ class CoordinateNetwork(nn.Module):
             self._rounded[values] = (values._version, rounded)
         return rounded
 
-    def _encode(self, x: Tensor) -> Tensor:
+    def _encode(self, x: Tensor, variance: Tensor | None = None) -> Tensor:
         c = self.config
         if c.encoding == "none":
             return x
@@ -231,7 +245,10 @@ class CoordinateNetwork(nn.Module):
             return torch.cat([angles.sin(), angles.cos()], 1)
         powers = math.pi * 2.0 ** torch.arange(c.octaves, device=x.device, dtype=x.dtype)
         angles = (x[:, :, None] * powers).flatten(1)
-        return torch.cat([x, angles.sin(), angles.cos()], 1)
+        if variance is None:
+            return torch.cat([x, angles.sin(), angles.cos()], 1)
+        left = octaves_left(variance, c.octaves).transpose(1, 2).flatten(1)
+        return torch.cat([x, angles.sin() * left, angles.cos() * left], 1)
 
     def _activate(self, z: Tensor, omega: float) -> Tensor:
         match self.config.activation:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..base import RadianceField
 from ..errors import ConfigError
-from ..geometry import Rays
+from ..geometry import Rays, cone_gaussians
 from ..ops import _cpu
 from ..ops.adam import lazy_adam_
 from ..ops.composite import composite
@@ -40,7 +40,8 @@ class RayBatch(NamedTuple):
     """Rays and what they should see."""
 
     rays: Rays
-    """(R, 3) origins and unit directions, scene frame; may carry gradients to poses."""
+    """(R, 3) origins and unit directions, scene frame; may carry gradients to poses. With radii where the field
+    integrates its encoding."""
     targets: Tensor
     """(R, 3) colours, composited on `backgrounds` where the images have alpha."""
     backgrounds: Tensor
@@ -199,7 +200,7 @@ class RadianceTask:
     # -- parts of a step --------------------------------------------------------------------------------------------
 
     def _refresh_occupancy(self, step: int) -> None:
-        def density_raw(x: Tensor) -> Tensor:
+        def density_raw(x: Tensor) -> Tensor:  # no ray, no footprint: points as wide as the field takes them to be
             return self._density_pass(x)[0]
 
         self.occupancy.update(
@@ -211,14 +212,14 @@ class RadianceTask:
             step_size=self.march.step_size,
         )
 
-    def _density_pass(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+    def _density_pass(self, x: Tensor, footprint: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         if isinstance(self.field, HashField):
             features = self.field.encoding(self.field.to_unit(x))
             return self.field.density(features)[:, 0].contiguous(), features if self.fused else None
-        return self.field.geometry(x).density_raw, None
+        return self.field.geometry(x, footprint=footprint).density_raw, None
 
     def _samples(self, batch: RayBatch, step: int) -> PackedSamples:
-        rays = Rays(batch.rays.origins.detach(), batch.rays.directions.detach())
+        rays = Rays(batch.rays.origins.detach(), batch.rays.directions.detach(), batch.rays.radii)
         return march_visible(
             rays,
             self.occupancy,
@@ -335,8 +336,12 @@ class RadianceTask:
         distances, deltas = samples.distances[rows], samples.deltas[rows]
         moving = batch.rays.origins.requires_grad or batch.rays.directions.requires_grad
         directions = batch.rays.directions[ids]
-        x = batch.rays.origins[ids] + directions * distances[:, None] if moving else samples.positions[rows]
-        geometry = field.geometry(x)
+        x, footprint = samples.positions[rows], None
+        if batch.rays.radii is not None:
+            x, footprint = cone_gaussians(batch.rays, ids, distances, deltas)
+        elif moving:
+            x = batch.rays.origins[ids] + directions * distances[:, None]
+        geometry = field.geometry(x, footprint=footprint)
         out = composite(
             geometry.density_raw,
             field.radiance(geometry.features, directions, x=x),

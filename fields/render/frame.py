@@ -65,12 +65,12 @@ def render_rays(
     """Colour, opacity and median depth of R rays.
 
     Args:
-        rays: (R, 3) origins and unit directions, scene frame.
+        rays: (R, 3) origins and unit directions, scene frame; with radii where the field integrates its encoding.
         background: (3,) or (R, 3) colour behind the scene.
     """
 
-    def density_pass(x: Tensor) -> tuple[Tensor, Tensor]:
-        geometry = field.geometry(x)
+    def density_pass(x: Tensor, footprint: Tensor | None) -> tuple[Tensor, Tensor]:
+        geometry = field.geometry(x, footprint=footprint)
         return geometry.density_raw, geometry.features
 
     count = rays.origins.shape[0]
@@ -120,11 +120,11 @@ def render(
     behind = behind.to(device=device, dtype=torch.float32)
     march = replace(model.march, stop=stop)
     height, width = int(cameras.height[0]), int(cameras.width[0])
-    rays = cameras.to(device).image_rays(0)
+    rays = cameras.to(device).image_rays(0, radii=model.representation.integrates)
     parts = []
     begin, size = 0, CHUNK // 16  # the first chunk shows how many samples a ray takes
     while begin < height * width:
-        chunk = Rays(rays.origins[begin : begin + size], rays.directions[begin : begin + size])
+        chunk = Rays(*(None if part is None else part[begin : begin + size] for part in rays))  # type: ignore[arg-type]
         parts.append(render_rays(model.representation, model.occupancy, chunk, march, behind))
         begin += size
         size = min(CHUNK, max(256, size * CHUNK_SAMPLES // max(1, parts[-1].samples)))

@@ -15,16 +15,17 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError
-from ..geometry import Rays
-from ..ops.march import march_rays, pack_waves, trim_samples
+from ..geometry import Rays, cone_gaussians
+from ..ops.march import MarchedSamples, march_rays, pack_waves, trim_samples
 from ..ops.ray_box import intersect_box
 from .occupancy import OccupancyGrid
 
 GPU_WAVES = (64, 1024)
 """`MarchConfig.waves` on a GPU, where a wave costs launches and a wait for counts, and samples too many cost little."""
 
-DensityPass = Callable[[Tensor], tuple[Tensor, Tensor | None]]
-"""Positions (N, 3), scene frame -> raw density (N,) and a cache (N, C) to keep for the live samples, or None."""
+DensityPass = Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor | None]]
+"""Positions (N, 3), scene frame, and footprints (N, 3, 3), or None where rays have no radii -> raw density (N,) and a
+cache (N, C) to keep for the live samples, or None."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,8 +79,7 @@ class PackedSamples(NamedTuple):
 
     def ray_ids(self) -> Tensor:
         """(N,) int64 ray of each live sample."""
-        counts = (self.offsets[1:] - self.offsets[:-1]).long()
-        return torch.repeat_interleave(torch.arange(counts.shape[0], device=counts.device), counts)
+        return _owners(self.offsets)
 
 
 def box_distances(rays: Rays, occupancy: OccupancyGrid, near: float) -> tuple[Tensor, Tensor]:
@@ -104,7 +104,8 @@ def march_visible(
     """Find the live samples of a batch of rays.
 
     Args:
-        rays: origins and unit directions, (R, 3) each, scene frame.
+        rays: origins and unit directions, (R, 3) each, scene frame. Where they have radii, the density pass is given
+            the samples' footprints, and for positions the middles of these, which lie a little behind the samples'.
         occupancy: where there may be density.
         density_pass: see `DensityPass`; called once a wave, without gradients.
         activation: density activation of the field.
@@ -143,7 +144,7 @@ def march_visible(
         )
         wave += 1
         dropped += marched.dropped
-        raw, cache = density_pass(marched.positions)
+        raw, cache = density_pass(*_points(rays, active, marched))
         live, optical, finished = trim_samples(
             raw,
             marched.deltas,
@@ -175,3 +176,16 @@ def march_visible(
 def _joined(parts: list[Tensor | None]) -> Tensor:
     tensors = [part for part in parts if part is not None]
     return tensors[0] if len(tensors) == 1 else torch.cat(tensors)
+
+
+def _points(rays: Rays, active: Tensor, marched: MarchedSamples) -> tuple[Tensor, Tensor | None]:
+    """What the density pass is asked: positions, and footprints or None."""
+    if rays.radii is None:
+        return marched.positions, None
+    return cone_gaussians(rays, active.long()[_owners(marched.offsets)], marched.distances, marched.deltas)
+
+
+def _owners(offsets: Tensor) -> Tensor:
+    """(N,) int64 which of the groups that begin at `offsets` each row is in."""
+    counts = (offsets[1:] - offsets[:-1]).long()
+    return torch.repeat_interleave(torch.arange(counts.shape[0], device=counts.device), counts)

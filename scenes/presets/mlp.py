@@ -11,6 +11,7 @@ from .preset import Preset, folded_preset
 
 NETWORKS: dict[str, dict[str, Any]] = {
     "nerf": {},
+    "mip": {"integrated": True},
     "hourglass": {"density_narrow": 64, "density_skip": None},
     "siren": {"encoding": "none", "activation": "sine", "density_skip": None, "lr": 1e-4},
     "finer": {"encoding": "none", "activation": "finer", "density_skip": None, "lr": 1e-4},

@@ -62,7 +62,7 @@ class VoxelGrid:
             x = torch.randint(width, (rays,), generator=generator)
             y = torch.randint(height, (rays,), generator=generator)
             bundle = cameras.rays(frame, torch.stack([x, y], 1) + 0.5)
-            image = self.render(*bundle, float(torch.rand((), generator=generator)))
+            image = self.render(*bundle[:2], float(torch.rand((), generator=generator)))
             loss = (image - on_white(pictures[frame, y, x])).square().mean()
             optimiser.zero_grad()
             loss.backward()
@@ -76,7 +76,7 @@ class VoxelGrid:
         for frame in frames.tolist():
             origins, directions = (
                 part.view(*pictures.shape[1:3], 3)[::stride, ::stride].reshape(-1, 3)
-                for part in cameras.image_rays(frame)
+                for part in cameras.image_rays(frame)[:2]
             )
             images.append(self.render(origins, directions, 0.5))
         truth = on_white(pictures[frames][:, ::stride, ::stride]).flatten(1, 2)

@@ -22,7 +22,7 @@ def tiny_scene(views: int = 12) -> Scene:
     cameras = Cameras.create(poses, width=SIDE, height=SIDE, focal=SIDE * 1.4)
     frames = []
     for frame in range(views):
-        origins, directions = cameras.image_rays(frame)
+        origins, directions, _ = cameras.image_rays(frame)
         along = -(origins * directions).sum(1)
         nearest = origins + along[:, None] * directions
         distance = nearest.norm(dim=1)

@@ -148,7 +148,7 @@ def test_work_of_a_child_that_fails_is_done_by_the_parent() -> None:
 def test_depth_and_normals_agree_with_each_other() -> None:
     camera = demo.demo_cameras("test", size=200)[4]
     view = demo.render_view(camera)
-    origins, directions = (part.view(200, 200, 3) for part in camera.image_rays(0))
+    origins, directions = (part.view(200, 200, 3) for part in camera.image_rays(0)[:2])
     points = origins + view.depth.nan_to_num(posinf=0.0)[..., None] * directions
     here = points[1:-1, 1:-1]
     same = view.solid[1:-1, 1:-1] >= 0

@@ -83,6 +83,8 @@ def small_networks(monkeypatch):
         ({"model": "grid"}, 300, 22, 8),
         ({"model": "mlp"}, 300, 22, 8),
         ({"model": "cam", "bits": 8}, 300, 22, 8),
+        ({"model": "mlp", "network": "mip"}, 300, 22, 8),
+        ({"model": "cam", "network": "mip", "refine_poses": True}, 300, 22, 8),
     ],
     ids=str,
 )

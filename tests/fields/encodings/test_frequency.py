@@ -41,3 +41,35 @@ def test_unit_inputs_outside_are_taken_at_the_border_with_derivative_zero():
     torch.testing.assert_close(value, unit(torch.tensor([[0.0, 0.3, 1.0]])))
     assert jacobian[0, [0, 2]].abs().max() == 0
     assert jacobian[0, 1].abs().max() > 1
+
+
+@pytest.mark.parametrize(("unit", "include"), [(False, True), (False, False), (True, True)])
+def test_of_a_gaussian_the_encoding_is_the_mean_over_its_points(unit, include):
+    encoding = FrequencyEncoding(4, 2, include_input=include, unit=unit)
+    x = torch.tensor([[0.4, 0.6], [0.52, 0.45]], dtype=torch.float64)
+    deviation = torch.tensor([[0.02, 0.07], [0.005, 0.03]], dtype=torch.float64)
+    points = x + deviation * torch.randn(400_000, 2, 2, dtype=torch.float64)
+    expected = encoding(points.reshape(-1, 2)).reshape(400_000, 2, -1).mean(0)
+    torch.testing.assert_close(encoding(x, deviation.square()), expected, rtol=0, atol=5e-3)
+
+
+@pytest.mark.parametrize("include", [True, False])
+def test_a_gaussian_of_no_width_is_its_point_exactly(include):
+    encoding, x = FrequencyEncoding(10, 3, include_input=include, unit=True), torch.rand(50, 3)
+    assert torch.equal(encoding(x, torch.zeros_like(x)), encoding(x))
+
+
+@pytest.mark.parametrize("include", [True, False])
+@pytest.mark.parametrize("variance", [1e3, 3e38, float("inf")])
+def test_of_a_huge_gaussian_no_octave_is_left(variance, include):
+    encoding, x = FrequencyEncoding(32, 3, include_input=include), torch.rand(50, 3)
+    first = 3 * include
+    found = encoding(x, torch.full_like(x, variance))
+    assert torch.equal(found[:, :first], x[:, :first])
+    assert bool((found[:, first:] == 0).all())
+
+
+def test_gradients_reach_the_middle_and_the_variance():
+    encoding = FrequencyEncoding(3, 2)
+    x, variance = uniform(7, 2, low=-1).double().requires_grad_(), (1e-2 * torch.rand(7, 2)).double().requires_grad_()
+    assert torch.autograd.gradcheck(encoding, (x, variance))

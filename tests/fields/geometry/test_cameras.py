@@ -167,7 +167,7 @@ def test_gradients_of_rays_are_right(model):
 
     def rays(pose, intrinsics, distortion, at):
         changed = dataclasses.replace(cameras, world_from_camera=pose, intrinsics=intrinsics, distortion=distortion)
-        return tuple(changed.rays(frames, at))
+        return changed.rays(frames, at)[:2]
 
     inputs = (cameras.world_from_camera, cameras.intrinsics, cameras.distortion, pixels)
     assert torch.autograd.gradcheck(rays, tuple(x.clone().requires_grad_() for x in inputs))
@@ -299,3 +299,65 @@ def test_camera_at_the_target_point_of_look_at_sees_it_in_the_middle():
     projected = cameras.project(0, torch.tensor([[-1.0, 0.5, 0.0], [-1.0, 0.5, 0.3]]))
     assert torch.allclose(projected.pixels[0], torch.tensor([32.0, 24.0]), atol=1e-4)
     assert projected.pixels[1, 1] < 24  # up in the world is up in the image
+
+
+def solid_angles(radii: torch.Tensor | None) -> torch.Tensor:
+    """Of the pixels whose cones have these radii."""
+    assert radii is not None
+    return radii.square() * 3
+
+
+def test_pixels_of_a_panorama_see_the_sphere_once():
+    cameras = Cameras.create(torch.eye(4).double(), width=200, height=100, model=CameraModel.EQUIRECTANGULAR)
+    assert float(solid_angles(cameras.image_rays(0, radii=True).radii).sum()) == pytest.approx(4 * math.pi, rel=1e-3)
+
+
+def test_pixels_of_a_pinhole_see_its_pyramid():
+    cameras = Cameras.create(torch.eye(4).double(), width=80, height=60, focal=50.0)
+    a, b = 80 / 100, 60 / 100
+    pyramid = 4 * math.atan(a * b / math.sqrt(1 + a * a + b * b))
+    radii = cameras.image_rays(0, radii=True).radii
+    assert float(solid_angles(radii).sum()) == pytest.approx(pyramid, rel=1e-3)
+    assert radii is not None
+    assert float(radii.max()) == pytest.approx(2 / math.sqrt(12) / 50, rel=1e-3)
+
+
+def test_pixels_twice_as_wide_have_cones_twice_as_wide():
+    cameras = Cameras.create(torch.eye(4).double(), width=64, height=64, focal=200.0)
+    fine, coarse = (c.image_rays(0, radii=True).radii for c in (cameras, cameras.downscaled(2)))
+    assert fine is not None
+    assert coarse is not None
+    torch.testing.assert_close(coarse.reshape(32, 32), 2 * fine.reshape(64, 64)[::2, ::2], rtol=1e-2, atol=0)
+
+
+@pytest.mark.parametrize("model", [m for m in MODELS if m != CameraModel.ORTHOGRAPHIC])
+def test_radii_are_the_same_for_chosen_pixels_and_whole_images(model):
+    cameras = camera(model, 1)
+    whole, centre = cameras.image_rays(0, radii=True), torch.tensor([[3.5, 2.5]]).to(cameras.intrinsics)
+    one = cameras.rays(torch.zeros(1, dtype=torch.int64), centre, radii=True)
+    assert whole.radii is not None
+    assert one.radii is not None
+    torch.testing.assert_close(one.radii[0], whole.radii[2 * int(cameras.width[0]) + 3])
+    assert bool((whole.radii > 0).all())
+
+
+def test_rays_come_without_radii_unless_asked():
+    cameras = mixed()
+    frames, pixels = random_pixels(cameras, 5)
+    assert cameras.rays(frames, pixels).radii is None
+    assert cameras.image_rays(0).radii is None
+
+
+def test_radii_have_no_gradient():
+    cameras = camera(CameraModel.PINHOLE, 1)
+    moving = dataclasses.replace(cameras, intrinsics=cameras.intrinsics.clone().requires_grad_())
+    rays = moving.image_rays(0, radii=True)
+    assert rays.radii is not None
+    assert not rays.radii.requires_grad
+    assert rays.directions.requires_grad
+
+
+def test_pixels_of_orthographic_cameras_have_no_cones():
+    cameras = camera(CameraModel.ORTHOGRAPHIC, 1)
+    with pytest.raises(ConfigError, match="ORTHOGRAPHIC cameras do not diverge"):
+        cameras.image_rays(0, radii=True)

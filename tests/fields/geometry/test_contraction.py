@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from polyfield.fields.geometry import CONTRACTIONS, UNCONTRACTIONS
+from polyfield.fields.geometry import CONTRACTIONS, UNCONTRACTIONS, to_unit_cube, to_unit_cube_variance
 
 NAMES = ["sphere", "cube"]
 NORMS = {"sphere": lambda x: x.norm(dim=-1), "cube": lambda x: x.abs().amax(-1)}
@@ -95,3 +95,36 @@ def test_what_lies_at_two_or_beyond_goes_far_but_stays_finite(name):
 def test_nan_stays_nan_and_empty_stays_empty(name):
     assert torch.isnan(CONTRACTIONS[name](torch.tensor([[math.nan, 0.0, 0.0]]))).any()
     assert CONTRACTIONS[name](torch.zeros(0, 3)).shape == (0, 3)
+
+
+def random_covariances(count: int) -> torch.Tensor:
+    root = torch.randn(count, 3, 3, dtype=torch.float64)
+    return root @ root.transpose(1, 2)
+
+
+@pytest.mark.parametrize("name", ["none", *NAMES])
+@pytest.mark.parametrize("reach", [0.4, 1.5, 8.0])
+def test_variance_goes_through_the_jacobian(name, reach):
+    x, covariance = torch.randn(40, 3, dtype=torch.float64) * reach, random_covariances(40)
+    found = to_unit_cube_variance(x, covariance, name, 1.5)
+    for k in range(40):
+        jacobian = torch.autograd.functional.jacobian(lambda p: to_unit_cube(p[None], name, 1.5)[0], x[k])
+        torch.testing.assert_close(found[k], (jacobian @ covariance[k] @ jacobian.T).diagonal())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_depth_shrinks_far_out_along_slanting_rays_too(name):
+    direction = torch.tensor([[0.6, 0.64, 0.48]])
+    x, depth = 8 * direction, direction[:, :, None] * direction[:, None]
+    found = to_unit_cube_variance(x, depth, name, 1.0)
+    moved = to_unit_cube(x + 1e-2 * direction, name, 1.0) - to_unit_cube(x - 1e-2 * direction, name, 1.0)
+    torch.testing.assert_close(found.sqrt(), moved.abs() / 2e-2, rtol=1e-2, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["none", *NAMES])
+@pytest.mark.parametrize("size", [0.0, 1.0, 1e8, math.inf])
+def test_variance_is_finite_and_not_negative_everywhere(name, size):
+    x = torch.nan_to_num(torch.tensor([[1.0, 0.0, 0.0], [1.0, 1.0, 1.0], [-1.0, 0.5, 0.0]]) * size, nan=0.0)
+    found = to_unit_cube_variance(x, random_covariances(3).float(), name, 1.0)
+    assert torch.isfinite(found).all()
+    assert (found >= 0).all()

@@ -105,7 +105,7 @@ def test_gradients_of_refine_are_right(size):
     cameras = mixed(1)
     delta = size * torch.randn(5, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     frames, pixels = torch.arange(5), cameras.intrinsics[:, 2:] + 3.0
-    assert torch.autograd.gradcheck(lambda d: tuple(refine(cameras, d).rays(frames, pixels)), delta.requires_grad_())
+    assert torch.autograd.gradcheck(lambda d: refine(cameras, d).rays(frames, pixels)[:2], delta.requires_grad_())
 
 
 @settings(max_examples=50, deadline=None)

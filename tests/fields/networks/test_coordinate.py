@@ -257,3 +257,42 @@ def test_points_of_other_dimensions_are_refused():
     with pytest.raises(ShapeError, match=r"x must be \(N, 2\); got \(3, 3\)"):
         CoordinateNetwork(small())(torch.rand(3, 3))
     assert CoordinateNetwork(small())(torch.rand(0, 2)).shape == (0, 3)
+
+
+@pytest.mark.parametrize("changes", [{}, {"skip": 1}, {"narrow": 8}, {"modulation": 4}], ids=str)
+def test_gaussians_of_no_width_are_points_exactly(changes):
+    network = CoordinateNetwork(small(encoding="octaves", activation="relu", **changes))
+    x = torch.rand(33, 2)
+    assert torch.equal(network(x, torch.zeros_like(x)), network(x))
+
+
+def test_octaves_of_a_gaussian_are_means_over_its_points():
+    network = CoordinateNetwork(small(encoding="octaves", activation="relu")).double()
+    p, deviation = torch.tensor([[0.3, -0.6]]).double(), torch.tensor([[0.03, 0.1]]).double()
+    expected = network._encode(p + deviation * torch.randn(400_000, 2, dtype=torch.float64)).mean(0, keepdim=True)
+    torch.testing.assert_close(network._encode(p, deviation.square()), expected, rtol=0, atol=5e-3)
+
+
+def test_widths_of_gaussians_are_in_the_unit_of_the_points():
+    network = CoordinateNetwork(small(encoding="octaves", activation="relu", aspect=(1.0, 0.5))).double()
+    x, variance = torch.rand(5, 2).double(), torch.rand(5, 2).double() * 1e-2
+    encoded = network._encode((2 * x - 1) * network.aspect, variance * torch.tensor([4.0, 1.0]))
+    h = encoded
+    for layer in network.layers:
+        h = layer(h).relu()
+    torch.testing.assert_close(network(x, variance), network.head(h))
+
+
+def test_rounding_up_the_rows_does_not_change_what_gaussians_give():
+    config = small(encoding="octaves", activation="relu")
+    single, half = (CoordinateNetwork(config, precision=precision) for precision in ("fp32", "bf16"))
+    x, variance = torch.rand(700, 2), torch.rand(700, 2) * 1e-2
+    torch.testing.assert_close(half(x, variance), single(x, variance), rtol=0, atol=2e-2)
+
+
+def test_what_cannot_be_integrated_is_refused():
+    x = torch.rand(5, 2)
+    with pytest.raises(ConfigError, match="only octaves can be integrated over a variance; the encoding is 'none'"):
+        CoordinateNetwork(small())(x, x)
+    with pytest.raises(ShapeError, match=r"variance must be \(5, 2\) as x is; got \(5, 3\)"):
+        CoordinateNetwork(small(encoding="octaves"))(x, torch.rand(5, 3))

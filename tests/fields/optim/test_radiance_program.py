@@ -48,7 +48,7 @@ def make_rays(count: int, seed: int = 0) -> tuple[Tensor, ...]:
 
 
 def march(world: World, rays: tuple[Tensor, ...], step: int) -> PackedSamples:
-    def density_pass(x: Tensor) -> tuple[Tensor, Tensor]:
+    def density_pass(x: Tensor, _: Tensor | None) -> tuple[Tensor, Tensor]:
         features = hash_encode(x * (0.5 / EXTENT) + 0.5, world.rounded, world.spec.grid)
         raw = fused_mlp(features, world.parameters.density, world.spec.density, precision="bf16")[:, 0]
         return raw.contiguous(), features

@@ -82,7 +82,7 @@ def test_live_samples_lie_in_order_along_their_rays():
     out = march_visible(
         rays_at(0.0, 0.8, 0.2),
         full_grid(),
-        lambda x: (field.geometry(x).density_raw, None),
+        lambda x, _: (field.geometry(x).density_raw, None),
         replace(FINE, waves=(16, 64)),
         activation="relu",
     )
