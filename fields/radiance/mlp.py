@@ -36,6 +36,8 @@ class MlpFieldConfig(EncodedFieldConfig):
     first_omega: float = 30.0
     """Of the first layer's waves (activations "sine", "finer", "wire")."""
     hidden_omega: float = 30.0
+    first_bias: float | None = None
+    """Half-width of the first layer's bias (FINER's k); None: as any linear layer."""
     scale: float = 30.0
     """Inverse width of Gaussians (activations "gauss", "wire")."""
     density_width: int = 256
@@ -59,8 +61,7 @@ class MlpFieldConfig(EncodedFieldConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.is_fused:
-            _ = self.network  # refuses what is out of its range
+        _ = self.network  # refuses what is out of its range, also for the fused form, which is one of its kind
 
     @property
     def is_fused(self) -> bool:
@@ -70,7 +71,7 @@ class MlpFieldConfig(EncodedFieldConfig):
 
     @property
     def network(self) -> CoordinateNetworkConfig:
-        """The density network, where it is not fused."""
+        """The density network; where it is fused, one that says the same."""
         return CoordinateNetworkConfig(
             inputs=3,
             outputs=1 + self.features,
@@ -80,6 +81,7 @@ class MlpFieldConfig(EncodedFieldConfig):
             hidden_layers=self.density_layers,
             first_omega=self.first_omega,
             hidden_omega=self.hidden_omega,
+            first_bias=self.first_bias,
             scale=self.scale,
             sigma=self.sigma,
             octaves=self.octaves,
