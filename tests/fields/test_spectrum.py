@@ -125,7 +125,7 @@ def test_several_pictures_of_different_sizes_count_alike():
     seen = wave(48, 48, 0, 5)[0], wave(32, 48, 0, 9)[0]
 
     def untrained(candidate, seed):
-        return [wave(*picture.shape[:2], 0, candidate)[0] for picture in seen]
+        return [wave(picture.shape[0], picture.shape[1], 0, candidate)[0] for picture in seen]
 
     choice = choose_frequency(seen, untrained, [3.0, 6.0, 12.0], models=1)
     assert choice.chosen == 6
