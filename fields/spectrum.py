@@ -19,7 +19,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -43,6 +43,45 @@ class FrequencyChoice(NamedTuple):
     """Mean Wasserstein-1 distance of each candidate's spectra from the target's, in bins; infinite where not finite."""
     seconds: float
     """That it took."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """As JSON values; an infinite distance is null."""
+        distances = [d if math.isfinite(d) else None for d in self.distances]
+        return {**self._asdict(), "candidates": list(self.candidates), "distances": distances}
+
+    @staticmethod
+    def from_dict(values: Any) -> FrequencyChoice:
+        """The inverse.
+
+        Raises:
+            ConfigError: the values are not those of a choice.
+        """
+        try:
+            candidates = tuple(float(c) for c in values["candidates"])
+            distances = tuple(math.inf if d is None else float(d) for d in values["distances"])
+            choice = FrequencyChoice(float(values["chosen"]), candidates, distances, float(values["seconds"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise ConfigError(f"{values!r:.60} is no choice of a frequency") from error
+        if choice.chosen not in candidates or len(candidates) != len(distances) or not math.isfinite(choice.chosen):
+            raise ConfigError(f"{values!r:.60} is no choice of a frequency")
+        return choice
+
+
+def frequency_number(text: str) -> float | None:
+    """What a user's `--frequency` says: the number, or None for auto and default.
+
+    Raises:
+        ConfigError: neither of these, or negative, or not finite.
+    """
+    if text in ("auto", "default"):
+        return None
+    try:
+        value = float(text)
+    except ValueError:
+        raise ConfigError(f"--frequency must be auto, default or a number; got {text!r}") from None
+    if not 0 <= value < math.inf:
+        raise ConfigError(f"--frequency must be a finite number of 0 or more; got {text}")
+    return value
 
 
 def spectrum(images: Tensor, *, bins: int = BINS, form: Form = "radial") -> Tensor:
@@ -82,8 +121,8 @@ def spectrum_distance(a: Tensor, b: Tensor) -> Tensor:
 
 @torch.no_grad()
 def choose_frequency(
-    target: Tensor,
-    untrained: Callable[[float, int], Tensor],
+    target: Tensor | Sequence[Tensor],
+    untrained: Callable[[float, int], Tensor | Sequence[Tensor]],
     candidates: Sequence[float],
     *,
     models: int = MODELS,
@@ -95,9 +134,9 @@ def choose_frequency(
     """The candidate whose untrained models look most like the target.
 
     Args:
-        target: (H, W, C) float.
-        untrained: (candidate, seed) -> (H, W, C), what a new model shows. The same seeds serve all candidates, which
-            takes most of the noise out of the comparison.
+        target: (H, W, C) float; or several such pictures, of any sizes, over which the distance is averaged.
+        untrained: (candidate, seed) -> (H, W, C), what a new model shows in place of the target, or of each of its
+            pictures. The same seeds serve all candidates, which takes most of the noise out of the comparison.
         candidates: in rising order.
         models: seeds per candidate.
         search: look at every fourth candidate, then at the neighbours of the nearest, two away and one away: finds the
@@ -110,7 +149,12 @@ def choose_frequency(
     if not candidates or models < 1:
         raise ConfigError(f"there must be candidates and models; got {len(candidates)} and {models}")
     begin, count = time.perf_counter(), len(candidates)
-    goal = spectrum(target[None].float(), bins=bins, form=form)
+
+    def spectra(pictures: Tensor | Sequence[Tensor]) -> Tensor:
+        several = [pictures] if isinstance(pictures, Tensor) else pictures
+        return torch.cat([spectrum(picture[None].float(), bins=bins, form=form) for picture in several])
+
+    goals = spectra(target)
     found: dict[int, float] = {}
     strides = (4, 2, 1) if search else (1,)
     planned = min(count, -(-count // 4) + 4) if search else count
@@ -118,8 +162,8 @@ def choose_frequency(
         best = min(found, key=lambda k: found[k], default=None)
         tried = range(0, count, stride) if best is None else (best - stride, best + stride)
         for index in (k for k in tried if 0 <= k < count and k not in found):
-            shown = torch.stack([untrained(candidates[index], seed).float() for seed in range(models)])
-            distance = float(spectrum_distance(spectrum(shown, bins=bins, form=form), goal).mean())
+            shown = torch.stack([spectra(untrained(candidates[index], seed)) for seed in range(models)])
+            distance = float(spectrum_distance(shown, goals).mean())
             found[index] = distance if math.isfinite(distance) else math.inf
             if report is not None:
                 report(len(found) * models, max(planned, len(found)) * models)

@@ -26,7 +26,7 @@ from ..fields.implicit.signal import grid_points
 from ..fields.ops.mesh_bvh import signed_distances
 from ..fields.optim.fit import FitQuality, FitTask, measure_fit, measure_surface
 from ..fields.optim.loop import Clock, LoopConfig, LoopState, optimise
-from ..fields.spectrum import FrequencyChoice, choose_frequency
+from ..fields.spectrum import FrequencyChoice, choose_frequency, frequency_number
 from .device import Device, pick_device
 from .signals import Input
 
@@ -86,17 +86,9 @@ class FitOptions:
     @property
     def number(self) -> float | None:
         """The frequency that was given as a number, else None."""
-        family = KINDS[self.field]
-        if self.frequency in ("auto", "default"):
-            return None
-        try:
-            value = float(self.frequency)
-        except ValueError:
-            raise ConfigError(f"--frequency must be auto, default or a number; got {self.frequency!r}") from None
-        if family.frequency is None:
+        value = frequency_number(self.frequency)
+        if value is not None and KINDS[self.field].frequency is None:
             raise ConfigError(f"--field {self.field} has no frequency to set: it is sized by the signal")
-        if not 0 <= value < math.inf:
-            raise ConfigError(f"--frequency must be a finite number of 0 or more; got {self.frequency}")
         return value
 
     def loop(self, *, surface: bool = False) -> LoopConfig:

@@ -31,17 +31,21 @@ from ..fields.optim.loop import Clock, LoopConfig, LoopState, optimise
 from ..fields.optim.radiance import RadianceTask
 from ..fields.radiance import FIELDS
 from ..fields.render import BACKGROUNDS, OccupancyGrid, render, render_rays
+from ..fields.spectrum import FrequencyChoice, frequency_number
 from .device import Device, pick_device
+from .frequency import choose_view_frequency
 from .presets import (
     NETWORKS,
     Preset,
     cam_preset,
+    frequency_of,
     grid_preset,
     hash_preset,
     mlp_preset,
     planes_preset,
     rbf_preset,
     tensor_preset,
+    with_frequency,
 )
 from .rays import SceneRays
 from .scene import Scene
@@ -91,12 +95,21 @@ class TrainOptions:
     """What mlp and cam consist of: octaves and ReLU (nerf), the same averaged over what a pixel sees, against aliasing
     at other resolutions (mip), residual blocks that are narrow inside (hourglass), waves, or random Fourier features
     and ReLU. Only nerf is tuned; in mlp it and mip are much the fastest."""
+    frequency: str = "default"
+    """What the untrained field can show: default, auto (chosen by the spectra of training photos, FreSh), or a number:
+    of mlp and cam octaves (nerf, mip, hourglass), omega (siren, wire), bias (finer), inverse width (gauss) or sigma
+    (fourier); of hash and rbf the finest cells across the unit box."""
     bits: Literal[8, 32] = 32
     """Of a stored weight, for mlp and cam. With 8 the network is trained as it will be stored; files are a quarter."""
     checkpoint_every: int = 1000
     """Steps between checkpoints; one is also written at the end and on Ctrl-C."""
     evaluate_every: int = 500
     """Steps between looks at held-out rays (not counted as training time)."""
+
+    @property
+    def chooses(self) -> bool:
+        """Whether the frequency is chosen by the spectra of training photos."""
+        return self.frequency == "auto"
 
     def loop(self, scene: str = "") -> LoopConfig:
         """Settings of the loop for the scene of that name."""
@@ -137,6 +150,8 @@ class TrainResult(NamedTuple):
     model_path: Path
     skipped_steps: int
     """Steps that were not finite and changed nothing."""
+    choice: FrequencyChoice | None = None
+    """What FreSh compared when the run began, where it was asked."""
 
 
 def train_scene(
@@ -145,6 +160,7 @@ def train_scene(
     *,
     run: str | Path,
     resume: bool = False,
+    choice: FrequencyChoice | None = None,
     report: Callable[[Progress], None] | None = None,
 ) -> TrainResult:
     """Train a field on the scene's training frames.
@@ -153,6 +169,8 @@ def train_scene(
 
     Args:
         resume: continue from `run`'s checkpoint; the result equals that of an uninterrupted run bit for bit on a CPU.
+        choice: of `choose`, where it was made already; None: made here if the options ask for it. A resumed run keeps
+            the one that it began with.
         report: called every few steps.
 
     Raises:
@@ -162,8 +180,13 @@ def train_scene(
     options = options or TrainOptions()
     run = Path(run)
     _keep_freed_memory()
-    session = _Session(scene, options, run)
-    state = session.load_checkpoint() if resume else None
+    stored = _read_checkpoint(run) if resume else None
+    if stored is not None:
+        choice = _choice_of(stored[0], run)
+    elif options.chooses:
+        choice = choice or choose(scene, options)
+    session = _Session(scene, options, run, choice)
+    state = None if stored is None else session.load_checkpoint(*stored)
     run.mkdir(parents=True, exist_ok=True)
     (run / "previews").mkdir(exist_ok=True)
     hooks = [session.log, session.evaluate, session.checkpoint]
@@ -191,11 +214,29 @@ def train_scene(
         session.settings,
         run / "model.safetensors",
         state.skipped,
+        choice,
     )
 
 
-def preset_for(scene: Scene, options: TrainOptions) -> Preset:
+def choose(scene: Scene, options: TrainOptions, report: Callable[[int, int], None] | None = None) -> FrequencyChoice:
+    """The frequency that FreSh takes for the field of these options, by some training photos of the scene.
+
+    Args:
+        report: called with (models done, all).
+
+    Raises:
+        ConfigError: the field has no frequency.
+    """
+    options = dataclasses.replace(options, frequency="auto")
+    preset, field = preset_for(scene, options), FIELDS[options.model][0]
+    return choose_view_frequency(scene, preset, field, seed=options.seed, report=report)
+
+
+def preset_for(scene: Scene, options: TrainOptions, choice: FrequencyChoice | None = None) -> Preset:
     """What a run is set up from.
+
+    Args:
+        choice: of `choose`, for options that ask for it; None: the frequency stays the preset's.
 
     Raises:
         ConfigError: options that this kind of field does not have.
@@ -215,19 +256,34 @@ def preset_for(scene: Scene, options: TrainOptions) -> Preset:
         samples=options.samples or preset.task.samples,
     )
     preset = dataclasses.replace(preset, task=task).with_precision(precision)
-    if options.network == "nerf" and options.bits == 32:
+    if options.network != "nerf" or options.bits != 32:
+        preset = preset.with_network(**NETWORKS[options.network], bits=options.bits)
+    return _with_frequency(preset, options, choice)
+
+
+def _with_frequency(preset: Preset, options: TrainOptions, choice: FrequencyChoice | None) -> Preset:
+    """The preset with what `--frequency` says."""
+    number, frequency = frequency_number(options.frequency), frequency_of(preset.field)
+    if options.frequency == "default":
         return preset
-    return preset.with_network(**NETWORKS[options.network], bits=options.bits)
+    if frequency is None:
+        text = f"--frequency is for the models mlp, cam, hash and rbf; {options.model} has none before it is trained"
+        raise ConfigError(f"{text}: leave it out")
+    if options.chooses and not frequency.candidates:
+        text = f"--frequency auto cannot choose for --network {options.network}: untrained it shows noise, however wide"
+        raise ConfigError(f"{text}; give a number or leave it out")
+    value = number if choice is None else choice.chosen
+    return preset if value is None else with_frequency(preset, value)
 
 
 class _Session:
     """One run: its parts, and the hooks that look on."""
 
-    def __init__(self, scene: Scene, options: TrainOptions, run: Path) -> None:
-        self.scene, self.options, self.run = scene, options, run
+    def __init__(self, scene: Scene, options: TrainOptions, run: Path, choice: FrequencyChoice | None) -> None:
+        self.scene, self.options, self.run, self.choice = scene, options, run, choice
         self.state = LoopState()
         self.device = pick_device(options.device)
-        self.preset = preset = preset_for(scene, options)
+        self.preset = preset = preset_for(scene, options, choice)
         self.precision = preset.task.precision
         field = FIELDS[options.model][0]
         self.field = field(preset.field, seed=options.seed).to(self.device)
@@ -330,15 +386,13 @@ class _Session:
             "kind": "checkpoint",
             "loop": self.state.as_dict(),
             "task": self.task.scalars(),
+            "frequency": None if self.choice is None else self.choice.as_dict(),
             "settings": self._identity(),
         }
-        write_tensors(self.run / "checkpoint.safetensors", header, self.task.tensors())
+        write_tensors(_checkpoint_path(self.run), header, self.task.tensors())
 
-    def load_checkpoint(self) -> LoopState:
-        path = self.run / "checkpoint.safetensors"
-        if not path.exists():
-            raise FormatError(f"{path} does not exist: there is nothing to resume. Leave out --resume to start anew.")
-        header, tensors = read_tensors(path, kind="checkpoint")
+    def load_checkpoint(self, header: dict[str, Any], tensors: dict[str, torch.Tensor]) -> LoopState:
+        path = _checkpoint_path(self.run)
         mine, theirs = self._identity(), header.get("settings")
         if mine != theirs:
             differing = [k for k in mine if not isinstance(theirs, dict) or theirs.get(k) != mine[k]]
@@ -418,6 +472,25 @@ class _Session:
             behind = BACKGROUNDS[self.scene.background]
             color = color[:, :3] * color[:, 3:] + behind * (1 - color[:, 3:])
         return rays.to(self.device), color.to(self.device)
+
+
+def _checkpoint_path(run: Path) -> Path:
+    return run / "checkpoint.safetensors"
+
+
+def _read_checkpoint(run: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    path = _checkpoint_path(run)
+    if not path.exists():
+        raise FormatError(f"{path} does not exist: there is nothing to resume. Leave out --resume to start anew.")
+    return read_tensors(path, kind="checkpoint")
+
+
+def _choice_of(header: dict[str, Any], run: Path) -> FrequencyChoice | None:
+    """What FreSh chose when the run began."""
+    try:
+        return None if header.get("frequency") is None else FrequencyChoice.from_dict(header["frequency"])
+    except ConfigError as error:
+        raise FormatError(f"{_checkpoint_path(run)}: header is not a checkpoint's: {error}") from error
 
 
 def has_bf16(device: torch.device) -> bool:

@@ -50,6 +50,8 @@ class MlpFieldConfig(EncodedFieldConfig):
     first_omega: float = 30.0
     """Of the first layer's waves (activations "sine", "finer", "wire")."""
     hidden_omega: float = 30.0
+    first_bias: float | None = None
+    """Half-width of the first layer's bias (FINER's k); None: as any linear layer."""
     scale: float = 30.0
     """Inverse width of Gaussians (activations "gauss", "wire")."""
     density_width: int = 256
@@ -77,8 +79,7 @@ class MlpFieldConfig(EncodedFieldConfig):
             raise ConfigError(f"only octaves can be integrated over footprints; the encoding is {self.encoding!r}")
         if not 0 <= self.point_deviation < math.inf:
             raise ConfigError(f"point_deviation must be 0 or more (scene units); got {self.point_deviation}")
-        if not self.is_fused:
-            _ = self.network  # refuses what is out of its range
+        _ = self.network  # refuses what is out of its range, also for the fused form, which is one of its kind
 
     @property
     def is_fused(self) -> bool:
@@ -88,7 +89,7 @@ class MlpFieldConfig(EncodedFieldConfig):
 
     @property
     def network(self) -> CoordinateNetworkConfig:
-        """The density network, where it is not fused."""
+        """The density network; where it is fused, one that says the same."""
         return CoordinateNetworkConfig(
             inputs=3,
             outputs=1 + self.features,
@@ -98,6 +99,7 @@ class MlpFieldConfig(EncodedFieldConfig):
             hidden_layers=self.density_layers,
             first_omega=self.first_omega,
             hidden_omega=self.hidden_omega,
+            first_bias=self.first_bias,
             scale=self.scale,
             sigma=self.sigma,
             octaves=self.octaves,

@@ -17,14 +17,11 @@ from ..fit import FitOptions
 from .arguments import parse
 from .errors import OK, Interrupted
 from .machine import machine_facts, peak_memory_bytes
-from .progress import clock, decibels, show_count, show_fit
+from .progress import clock, decibels, describe_choice, show_count, show_fit
 
 if TYPE_CHECKING:
-    from ...fields.spectrum import FrequencyChoice
     from ..fit import FitResult
     from ..signals import Input
-
-_BAR = 40
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -65,6 +62,7 @@ class Fit:
 def run(arguments: Sequence[str]) -> int:
     """The command."""
     command = parse(Fit, arguments, "polyfield fit")
+    from ...fields.implicit import KINDS
     from ..device import pick_device
     from ..fit import checkpoint_path, choose, fit_signal
     from ..signals import read_signal
@@ -80,7 +78,8 @@ def run(arguments: Sequence[str]) -> int:
     if options.chooses and not command.resume:
         with show_count("comparing spectra") as choosing:
             choice = choose(source, options, choosing)
-        print(describe_choice(options.field, choice), file=sys.stderr)
+        what = f"untrained {options.field} networks from the spectrum of the input"
+        print(describe_choice(what, KINDS[options.field].frequency, choice), file=sys.stderr)
     try:
         with show_fit() as report:
             result = fit_signal(
@@ -107,22 +106,10 @@ def describe(source: Input) -> str:
     return f"{signal.kind}, {shape}, {signal.channels} channels"
 
 
-def describe_choice(field: str, choice: FrequencyChoice) -> str:
-    """The distances as bars, shortest is best, and how long it took."""
-    from ...fields.implicit import KINDS
-
-    most = max(choice.distances) or 1.0
-    lines = [f"distance of untrained {field} networks from the spectrum of the input, by {KINDS[field].frequency}:"]
-    for candidate, distance in zip(choice.candidates, choice.distances, strict=True):
-        mark = "  <- chosen" if candidate == choice.chosen else ""
-        lines.append(f"  {candidate:6g} {distance:7.2f} {'#' * max(1, round(_BAR * distance / most))}{mark}")
-    return "\n".join([*lines, f"  in {choice.seconds:.1f} s; --frequency NUMBER or default sets it by hand"])
-
-
 def result_of(command: Fit, source: Input, result: FitResult) -> dict[str, Any]:
     """The content of --json."""
     signal, bytes_ = source.signal, os.path.getsize(command.out)
-    choice = None if result.choice is None else result.choice._asdict()
+    choice = None if result.choice is None else result.choice.as_dict()
     return {
         "format": "polyfield-fit",
         "version": 1,

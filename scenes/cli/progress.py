@@ -5,6 +5,7 @@ Everything goes to standard error, so that standard output holds results only.
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -12,11 +13,13 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ...fields.spectrum import FrequencyChoice
     from ..fit import FitProgress
     from ..train import Progress as TrainProgress
 
 LINE_SECONDS = 10.0
 """Between plain lines."""
+_BAR = 40
 
 
 def clock(seconds: float) -> str:
@@ -44,6 +47,17 @@ def size(count: float) -> str:
 
 def decibels(value: float | None) -> str:
     return "-" if value is None or value != value else f"{value:.2f} dB"
+
+
+def describe_choice(what: str, setting: str | None, choice: FrequencyChoice) -> str:
+    """FreSh's distances as bars, shortest is best, and how long it took. `what` from what, by which setting."""
+    finite = [distance for distance in choice.distances if math.isfinite(distance)]
+    most = max(finite, default=0.0) or 1.0
+    lines = [f"distance of {what}, by {setting}:"]
+    for candidate, distance in zip(choice.candidates, choice.distances, strict=True):
+        bar = "#" * max(1, round(_BAR * distance / most)) if math.isfinite(distance) else "not finite"
+        lines.append(f"  {candidate:6g} {distance:7.2f} {bar}{'  <- chosen' if candidate == choice.chosen else ''}")
+    return "\n".join([*lines, f"  in {choice.seconds:.1f} s; --frequency NUMBER or default sets it by hand"])
 
 
 def train_line(p: TrainProgress) -> str:

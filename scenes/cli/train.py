@@ -14,12 +14,13 @@ import tyro
 from ... import __version__  # pyright: ignore[reportMissingImports]
 from ...fields.errors import ConfigError
 from ...fields.formats import write_json
+from ..presets import frequency_of
 from ..train import TrainOptions, preset_for
 from . import run_folder
 from .arguments import parse
 from .errors import OK, Interrupted
 from .machine import machine_facts, peak_memory_bytes
-from .progress import clock, decibels, show_count, show_training, size
+from .progress import clock, decibels, describe_choice, show_count, show_training, size
 
 if TYPE_CHECKING:
     from ..evaluate import EvalResult
@@ -160,15 +161,22 @@ def _write_cameras(out: Path, scene: Scene) -> None:
 
 def _train(command: Train, scene: Scene, out: Path) -> TrainResult:
     from ..device import describe
-    from ..train import train_scene
+    from ..train import choose, train_scene
 
     print(f"training {describe(command.training.device)}", file=sys.stderr)
     again = command.resume and (out / run_folder.CHECKPOINT).exists()
     if not again:  # killed before the first checkpoint: the run starts anew, and so does its log
         (out / "metrics.jsonl").unlink(missing_ok=True)
+    options, choice = command.training, None
+    if options.chooses and not again:
+        with show_count("comparing spectra") as choosing:
+            choice = choose(scene, options, choosing)
+        setting = frequency_of(preset_for(scene, options).field)
+        what = f"untrained {options.model} fields from the spectra of training photos"
+        print(describe_choice(what, setting and setting.name, choice), file=sys.stderr)
     try:
         with show_training() as report:
-            return train_scene(scene, command.training, run=out, resume=again, report=report)
+            return train_scene(scene, options, run=out, resume=again, choice=choice, report=report)
     except KeyboardInterrupt:
         saved = (out / run_folder.CHECKPOINT).exists()
         where = f"saved in {out}" if saved else f"nothing was learned yet in {out}"
@@ -209,6 +217,7 @@ def result_of(command: Train, scene: Scene, result: TrainResult, quality: EvalRe
         "seconds_per_frame": None if quality is None else quality.seconds_per_frame,
         "per_image": [] if quality is None else [{**r, "psnr": _finite(r["psnr"])} for r in quality.per_image],
         "seed": command.training.seed,
+        "frequency": None if result.choice is None else result.choice.as_dict(),
         "settings": result.settings,
         "program": f"polyfield {__version__}",
         "machine": machine_facts(),

@@ -3,6 +3,10 @@
 from .boxes import grid_preset as grid_preset
 from .boxes import planes_preset as planes_preset
 from .boxes import tensor_preset as tensor_preset
+from .frequency import FINEST as FINEST
+from .frequency import Frequency as Frequency
+from .frequency import frequency_of as frequency_of
+from .frequency import with_frequency as with_frequency
 from .hash import hash_preset as hash_preset
 from .hash import rbf_preset as rbf_preset
 from .mlp import NETWORKS as NETWORKS

@@ -1,5 +1,6 @@
 """Spectra put waves where they belong, their distance is a distance, and the nearest candidate is taken."""
 
+import json
 import math
 
 import pytest
@@ -8,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from polyfield.fields.errors import ConfigError, ShapeError
-from polyfield.fields.spectrum import choose_frequency, spectrum, spectrum_distance
+from polyfield.fields.spectrum import FrequencyChoice, choose_frequency, spectrum, spectrum_distance
 
 
 def wave(height: int, width: int, rows: float, columns: float) -> torch.Tensor:
@@ -118,3 +119,24 @@ def test_what_cannot_be_compared_is_refused():
         spectrum(torch.rand(1, 4, 4, 3), bins=0)
     with pytest.raises(ConfigError, match="there must be candidates and models; got 0 and 10"):
         choose_frequency(torch.rand(4, 4, 1), lambda c, s: torch.rand(4, 4, 1), [])
+
+
+def test_several_pictures_of_different_sizes_count_alike():
+    seen = wave(48, 48, 0, 5)[0], wave(32, 48, 0, 9)[0]
+
+    def untrained(candidate, seed):
+        return [wave(picture.shape[0], picture.shape[1], 0, candidate)[0] for picture in seen]
+
+    choice = choose_frequency(seen, untrained, [3.0, 6.0, 12.0], models=1)
+    assert choice.chosen == 6
+    assert choice.distances == pytest.approx((4, 2, 5), abs=0.2)
+
+
+def test_a_choice_survives_json():
+    choice = FrequencyChoice(2.0, (1.0, 2.0), (math.inf, 0.5), 0.1)
+    assert FrequencyChoice.from_dict(json.loads(json.dumps(choice.as_dict(), allow_nan=False))) == choice
+    for change in ({"chosen": 3}, {"chosen": None}, {"distances": [1]}, {"candidates": 4}, {"seconds": "long"}):
+        with pytest.raises(ConfigError, match="is no choice of a frequency"):
+            FrequencyChoice.from_dict(choice.as_dict() | change)
+    with pytest.raises(ConfigError, match="is no choice of a frequency"):
+        FrequencyChoice.from_dict([1])

@@ -1,6 +1,7 @@
 """`polyfield train` around a trainer that does nothing: folders, files, exit codes and texts."""
 
 import json
+import math
 import warnings
 from types import SimpleNamespace
 
@@ -9,6 +10,7 @@ import torch
 from helpers.fake_run import HEIGHT, WIDTH, fake_model, fake_scene
 
 from polyfield.fields.errors import FormatError
+from polyfield.fields.spectrum import FrequencyChoice
 from polyfield.scenes.cli import main
 from polyfield.scenes.train import TrainResult
 
@@ -24,7 +26,7 @@ def world(tmp_path, monkeypatch):
             raise state.scene
         return state.scene
 
-    def train_scene(scene, options, *, run, resume=False, report=None):
+    def train_scene(scene, options, *, run, resume=False, choice=None, report=None):
         state.calls.append(("train", options, run, resume))
         (run / "metrics.jsonl").open("a").write("{}\n")
         (run / "checkpoint.safetensors").write_bytes(b"state")
@@ -33,7 +35,7 @@ def world(tmp_path, monkeypatch):
         model = fake_model()
         model.save(run / "model.safetensors")
         steps = options.max_steps or 7
-        return TrainResult(model, steps, 1.5, "fp32", {"preset": {}}, run / "model.safetensors", 0)
+        return TrainResult(model, steps, 1.5, "fp32", {"preset": {}}, run / "model.safetensors", 0, choice)
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("polyfield.scenes.scene.load_scene", load_scene)
@@ -146,6 +148,8 @@ def test_bad_arguments_are_one_line_and_change_nothing(world, tmp_path, capsys, 
         (["--model", "grid", "--precision", "bf16"], "no networks to compute in bf16; leave out --precision"),
         (["--bits", "8"], "--network and --bits are for the models mlp and cam; leave them out"),
         (["--model", "tensor", "--network", "siren"], "--network and --bits are for the models mlp and cam"),
+        (["--model", "grid", "--frequency", "auto"], "--frequency is for the models mlp, cam, hash and rbf; grid has"),
+        (["--model", "mlp", "--frequency", "high"], "--frequency must be auto, default or a number; got 'high'"),
     ],
 )
 def test_what_a_model_does_not_have_is_refused_before_anything_is_written(world, tmp_path, capsys, arguments, text):
@@ -179,6 +183,23 @@ def test_ctrl_c_says_how_to_go_on_and_returns_130(world, tmp_path, capsys):
     assert world.calls[-1][3] is True
     assert world.calls[-1][1].max_steps == 9
     assert read(tmp_path / "r" / "result.json")["steps"] == 9
+
+
+def test_a_frequency_is_chosen_once_shown_and_recorded(world, tmp_path, capsys, monkeypatch):
+    chosen = FrequencyChoice(40.0, (30.0, 40.0, 50.0), (2.0, 1.0, math.inf), 0.5)
+    monkeypatch.setattr("polyfield.scenes.train.choose", lambda *_: chosen)
+    arguments = ["--model", "mlp", "--network", "siren", "--frequency", "auto"]
+    assert main(["train", "demo", "--max-steps", "5", "--out", "r", *arguments]) == 0
+    shown = capsys.readouterr().err
+    assert "distance of untrained mlp fields from the spectra of training photos, by first_omega:\n" in shown
+    assert "\n      40    1.00 ####################  <- chosen\n      50     inf not finite\n  in 0.5 s;" in shown
+    recorded = read(tmp_path / "r" / "result.json")["frequency"]
+    assert recorded == {"chosen": 40, "candidates": [30, 40, 50], "distances": [2, 1, None], "seconds": 0.5}
+    assert read(tmp_path / "r" / "config.json")["training"]["frequency"] == "auto"
+    monkeypatch.setattr("polyfield.scenes.train.choose", lambda *_: pytest.fail("chosen again"))
+    assert main(["train", "demo", "--resume", "--out", "r", "--max-steps", "6", "--model", "mlp"]) == 0
+    assert main(["train", "demo", "--max-steps", "5", "--out", "s", "--model", "mlp"]) == 0
+    assert read(tmp_path / "s" / "result.json")["frequency"] is None
 
 
 def test_resuming_takes_the_options_of_the_start_and_may_raise_the_steps(world, tmp_path):
