@@ -30,7 +30,9 @@ template <class T> inline __attribute__((always_inline)) HalfVec<T> read(const T
 }
 template <class T> inline __attribute__((always_inline)) T read(const T* p, T) { return *p; }
 template <class T> inline __attribute__((always_inline)) void write(T* p, Vec<T> v) { store(p, v); }
-template <class T> inline __attribute__((always_inline)) void write(T* p, HalfVec<T> v) { std::memcpy(p, &v, sizeof v); }
+template <class T> inline __attribute__((always_inline)) void write(T* p, HalfVec<T> v) {
+  std::memcpy(p, &v, sizeof v);
+}
 template <class T> inline __attribute__((always_inline)) void write(T* p, T v) { *p = v; }
 
 typedef u16 Bfloats __attribute__((vector_size(kVecBytes / 2)));

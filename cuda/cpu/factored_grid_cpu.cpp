@@ -1,7 +1,7 @@
-// The factored grid of a batch: a sample after the other, channels in vectors. Backward goes in blocks of samples small
-// enough for the cache: first the gradients of the factors' features, samples in parallel; then each factor's texels,
-// bands of rows in parallel. A texel is added to by one thread, in the order of the samples, so that results do not
-// depend on the threads.
+// The factored grid of a batch: groups of samples term by term, channels in vectors. Backward goes in blocks of samples
+// small enough for the cache: first the gradients of the factors' features, samples in parallel; then each factor's
+// texels, bands of rows in parallel. A texel is added to by one thread, in the order of the samples, so that results do
+// not depend on the threads.
 #include <type_traits>
 
 #include "channels.h"
@@ -13,6 +13,7 @@ namespace {
 using namespace polyfield;
 
 constexpr i64 kRun = 256;     // samples per task
+constexpr i64 kGroup = 16;    // samples whose texels are fetched together
 constexpr i64 kBlock = 2048;  // samples whose factor gradients are held at once
 constexpr i64 kAhead = 16;    // samples by which texels are fetched before they are added to
 
@@ -37,15 +38,16 @@ struct Layout {
 // Where a term of N factors reads its texels for one position.
 template <int N, class T> struct TermCells {
   FactorCell<T> cells[N];
-  i64 channels;
-  const T* parameters;
 
-  TermCells(const GridFactor* factors, const T* x, const T* parameters)
-      : channels(factors->channels), parameters(parameters) {
-    for (int k = 0; k < N; ++k) cells[k] = FactorCell<T>(factors[k], x);
+  // The texels are fetched at once: what is done to other samples meanwhile hides how far away they are.
+  void place(const GridFactor* factors, const T* x, const T* parameters) {
+    for (int k = 0; k < N; ++k) {
+      cells[k] = FactorCell<T>(factors[k], x);
+      for (int corner = 0; corner < cells[k].corners; ++corner) __builtin_prefetch(parameters + cells[k].place[corner]);
+    }
   }
   // Features of a vector of channels from c on.
-  template <class V> V value(int k, i64 c, V zero) const {
+  template <class V> V value(int k, const T* parameters, i64 c, V zero) const {
     return blend<V>(cells[k], cells[k].weight, [&](i64 place) { return read(parameters + place + c, zero); });
   }
 };
@@ -61,49 +63,63 @@ template <class Body> void over_terms(const Layout& layout, const Body& body) {
   }
 }
 
-template <class T> void forward_sample(const Layout& layout, const T* x, const T* parameters, T* out) {
+// Up to kGroup samples, a term after the other.
+template <class T> void forward_group(const Layout& layout, const T* x, i64 samples, const T* parameters, T* out) {
   over_terms(layout, [&](auto factors, i64 f) {
     constexpr int N = decltype(factors)::value;
-    const TermCells<N, T> term(layout.factors + f, x, parameters);
-    T* row = out + layout.factors[f].column;
-    over_few_channels<T>(term.channels, [&](i64 c, auto zero) {
-      auto product = term.value(0, c, zero);
-      for (int k = 1; k < N; ++k) product *= term.value(k, c, zero);
-      write(row + c, product);
-    });
+    TermCells<N, T> terms[kGroup];
+    for (i64 i = 0; i < samples; ++i) terms[i].place(layout.factors + f, x + 3 * i, parameters);
+    for (i64 i = 0; i < samples; ++i) {
+      T* row = out + i * layout.width + layout.factors[f].column;
+      over_few_channels<T>(layout.factors[f].channels, [&](i64 c, auto zero) {
+        auto product = terms[i].value(0, parameters, c, zero);
+        for (int k = 1; k < N; ++k) product *= terms[i].value(k, parameters, c, zero);
+        write(row + c, product);
+      });
+    }
   });
 }
 
-// Gradients of the factors' features into `factor_gradient` (factor after factor), where not null, and of the position.
+// Gradients of the factors' features into `factor_gradients` (samples, factor after factor), where not null, and of the
+// positions. Up to kGroup samples.
 template <bool NeedX, class T>
-void backward_sample(const Layout& layout, const T* x, const T* parameters, const T* gradient, T* factor_gradient,
-                     T* x_gradient) {
-  T along[3] = {T(0), T(0), T(0)};
+void backward_group(const Layout& layout, const T* x, i64 samples, const T* parameters, const T* gradients,
+                    T* factor_gradients, T* x_gradients) {
+  const i64 stride = layout.factor_width();
+  T along[kGroup][3] = {};
+  i64 column = 0;
   over_terms(layout, [&](auto factors, i64 f) {
     constexpr int N = decltype(factors)::value;
-    const TermCells<N, T> term(layout.factors + f, x, parameters);
-    const T* row = gradient + layout.factors[f].column;
-    over_few_channels<T>(term.channels, [&](i64 c, auto zero) {
-      using V = decltype(zero);
-      V value[N];
-      for (int k = 0; k < N; ++k) value[k] = term.value(k, c, zero);
-      const V g = read(row + c, zero);
-      for (int k = 0; k < N; ++k) {
-        V mine = g;
-        for (int other = 0; other < N; ++other)
-          if (other != k) mine *= value[other];
-        if (factor_gradient) write(factor_gradient + k * term.channels + c, mine);
-        if (!NeedX) continue;
-        const GridFactor& factor = layout.factors[f + k];
-        const FactorCell<T>& cell = term.cells[k];
-        const auto texel = [&](i64 place) { return read(parameters + place + c, zero); };
-        along[factor.axis_a] += total<T>(V(mine * blend<V>(cell, cell.along_a, texel)));
-        if (factor.axis_b >= 0) along[factor.axis_b] += total<T>(V(mine * blend<V>(cell, cell.along_b, texel)));
-      }
-    });
-    if (factor_gradient) factor_gradient += N * term.channels;
+    const i64 channels = layout.factors[f].channels;
+    TermCells<N, T> terms[kGroup];
+    for (i64 i = 0; i < samples; ++i) terms[i].place(layout.factors + f, x + 3 * i, parameters);
+    for (i64 i = 0; i < samples; ++i) {
+      const T* row = gradients + i * layout.width + layout.factors[f].column;
+      T* factor_gradient = factor_gradients ? factor_gradients + i * stride + column : nullptr;
+      over_few_channels<T>(channels, [&](i64 c, auto zero) {
+        using V = decltype(zero);
+        V value[N];
+        for (int k = 0; k < N; ++k) value[k] = terms[i].value(k, parameters, c, zero);
+        const V g = read(row + c, zero);
+        for (int k = 0; k < N; ++k) {
+          V mine = g;
+          for (int other = 0; other < N; ++other)
+            if (other != k) mine *= value[other];
+          if (factor_gradient) write(factor_gradient + k * channels + c, mine);
+          if (!NeedX) continue;
+          const GridFactor& factor = layout.factors[f + k];
+          const FactorCell<T>& cell = terms[i].cells[k];
+          const auto texel = [&](i64 place) { return read(parameters + place + c, zero); };
+          along[i][factor.axis_a] += total<T>(V(mine * blend<V>(cell, cell.along_a, texel)));
+          if (factor.axis_b >= 0)
+            along[i][factor.axis_b] += total<T>(V(mine * blend<V>(cell, cell.along_b, texel)));
+        }
+      });
+    }
+    column += N * channels;
   });
-  for (int a = 0; NeedX && a < 3; ++a) x_gradient[a] = along[a];
+  for (i64 i = 0; NeedX && i < samples; ++i)
+    for (int a = 0; a < 3; ++a) x_gradients[3 * i + a] = along[i][a];
 }
 
 // Where a sample's gradient goes: its lower texel and the fractions towards the others (of a line: b alone).
@@ -159,13 +175,14 @@ void backward(const Layout& layout, const T* x, i64 n, const T* parameters, cons
     const i64 count = min_of(n - begin, kBlock);
     const T* block = x + 3 * begin;
     parallel_chunks(threads, count, kRun, [&](i64 first, i64 last) {
-      for (i64 i = first; i < last; ++i) {
+      for (i64 i = first; i < last; i += kGroup) {
+        const i64 samples = min_of(kGroup, last - i);
         const T* g = gradient + (begin + i) * layout.width;
         T* mine = held ? held + i * stride : nullptr;
         if (x_gradient) {
-          backward_sample<true>(layout, block + 3 * i, parameters, g, mine, x_gradient + 3 * (begin + i));
+          backward_group<true>(layout, block + 3 * i, samples, parameters, g, mine, x_gradient + 3 * (begin + i));
         } else {
-          backward_sample<false>(layout, block + 3 * i, parameters, g, mine, static_cast<T*>(nullptr));
+          backward_group<false>(layout, block + 3 * i, samples, parameters, g, mine, static_cast<T*>(nullptr));
         }
       }
     });
@@ -191,7 +208,8 @@ void backward(const Layout& layout, const T* x, i64 n, const T* parameters, cons
                                                   i64 factors, i64 width, T* out, i64 threads) {                     \
     const Layout grid{layout, factors, width};                                                                       \
     parallel_chunks(threads, n, kRun, [&](i64 begin, i64 end) {                                                      \
-      for (i64 i = begin; i < end; ++i) forward_sample(grid, x + 3 * i, parameters, out + i * width);                \
+      for (i64 i = begin; i < end; i += kGroup)                                                                      \
+        forward_group(grid, x + 3 * i, min_of(kGroup, end - i), parameters, out + i * width);                        \
     });                                                                                                              \
   }                                                                                                                  \
   PF_API void pf_factored_encode_backward_##SUFFIX(const T* x, i64 n, const T* parameters, const GridFactor* layout, \
