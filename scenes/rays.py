@@ -8,13 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from ..fields.geometry import Cameras, refine
-from ..fields.optim.radiance import RayBatch
+from ..fields.optim.field_task import RayBatch
 from .images import Images
 from .scene import Scene
 
 
 class SceneRays:
-    """`fields.optim.radiance.RaySource` over some frames of a scene."""
+    """`fields.optim.field_task.RaySource` over some frames of a scene."""
 
     def __init__(
         self,

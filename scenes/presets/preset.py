@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from ...fields.errors import ConfigError
-from ...fields.optim.radiance import RadianceTaskConfig
+from ...fields.optim.field_task import RadianceTaskConfig
 from ...fields.radiance import EncodedFieldConfig, FieldConfig, MlpFieldConfig
 from ...fields.render import MarchConfig
 from ..scene import Scene
