@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ..fit import FitProgress
-    from ..train import Progress as TrainProgress
+    from ..run_state import Progress as TrainProgress
 
 LINE_SECONDS = 10.0
 """Between plain lines."""
@@ -46,9 +46,9 @@ def decibels(value: float | None) -> str:
     return "-" if value is None or value != value else f"{value:.2f} dB"
 
 
-def train_line(p: TrainProgress) -> str:
-    """One plain line about training."""
-    held_out = "" if p.heldout_psnr is None else f"  held-out {decibels(p.heldout_psnr)}"
+def train_line(p: TrainProgress, measure: str = "held-out") -> str:
+    """One plain line about training; `measure` says what `heldout_psnr` is."""
+    held_out = "" if p.heldout_psnr is None else f"  {measure} {decibels(p.heldout_psnr)}"
     return (
         f"step {_steps(p)}  loss {p.loss:.3g}  train {decibels(p.train_psnr)}{held_out}  "
         f"{rate(p.rays_per_second)} rays/s  {clock(p.seconds)} elapsed, {clock(p.seconds_left)} left"
@@ -65,10 +65,10 @@ def _steps(p: TrainProgress | FitProgress) -> str:
 
 
 @contextmanager
-def show_training() -> Iterator[Callable[[TrainProgress], None]]:
-    """Yields the callback to give to `train_scene`."""
+def show_training(measure: str = "held-out") -> Iterator[Callable[[TrainProgress], None]]:
+    """Yields the callback to give to `train_scene` or `convert_model`; `measure` says what `heldout_psnr` is."""
     if not sys.stderr.isatty():
-        yield _plain(train_line, done=lambda p: p.step == p.total_steps)
+        yield _plain(lambda p: train_line(p, measure), done=lambda p: p.step == p.total_steps)
         return
     from rich.progress import BarColumn, Progress, TextColumn
 
@@ -78,7 +78,7 @@ def show_training() -> Iterator[Callable[[TrainProgress], None]]:
         TextColumn("{task.percentage:>3.0f}%"),
         TextColumn("loss {task.fields[loss]}"),
         TextColumn("train {task.fields[train]}"),
-        TextColumn("[bold]held-out {task.fields[held_out]}"),
+        TextColumn(f"[bold]{measure} {{task.fields[held_out]}}"),
         TextColumn("{task.fields[rays]} rays/s"),
         TextColumn("{task.fields[left]} left"),
     )

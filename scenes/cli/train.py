@@ -14,6 +14,7 @@ import tyro
 from ... import __version__  # pyright: ignore[reportMissingImports]
 from ...fields.errors import ConfigError
 from ...fields.formats import write_json
+from ..presets import surroundings_of
 from ..train import TrainOptions, preset_for
 from . import run_folder
 from .arguments import parse
@@ -95,7 +96,9 @@ def run(arguments: Sequence[str]) -> int:
         _check(command)
         run_folder.check_free(out)
         scene = _load(command)
-        preset_for(scene, command.training)  # refuses what does not go together before anything is written
+        preset_for(
+            surroundings_of(scene), command.training
+        )  # refuses what does not go together before anything is written
         run_folder.claim(out, {"program": f"polyfield {__version__}", **command.settings()})
     _write_cameras(out, scene)
     result = _train(command, scene, out)
