@@ -32,7 +32,7 @@ from polyfield.fields.optim.metrics import psnr
 from polyfield.fields.render import render
 from polyfield.scenes import TrainOptions, train_scene
 from polyfield.scenes.evaluate import cameras_for, evaluate, ground_truth, held_out_split
-from polyfield.scenes.presets import Preset, mlp_preset
+from polyfield.scenes.presets import Preset, Surroundings, mlp_preset
 from polyfield.scenes.scene import Scene, load_scene
 from polyfield.scenes.train import PRESETS
 
@@ -64,8 +64,8 @@ def main() -> int:
     return 0
 
 
-def narrow_preset(scene: Scene) -> Preset:
-    whole = mlp_preset(scene)
+def narrow_preset(around: Surroundings) -> Preset:
+    whole = mlp_preset(around)
     return replace(whole, field=replace(whole.field, **NARROW))  # type: ignore[type-var]
 
 

@@ -27,7 +27,7 @@ from machine import facts
 from quality import read_run, train
 from quiet import Watch, accept, demand_quiet
 
-from polyfield.scenes.train import PRESETS
+from polyfield.scenes.presets import PRESETS
 
 SHARES = (0.25, 0.5, 1.0)
 """Of the training time, at which the held-out rays are looked at."""

@@ -28,7 +28,7 @@ from machine import facts
 
 from polyfield.fields.radiance import MlpFieldConfig
 from polyfield.scenes import TrainOptions, train_scene
-from polyfield.scenes.presets import NETWORKS, Preset, frequency_of
+from polyfield.scenes.presets import NETWORKS, Preset, Surroundings, frequency_of, surroundings_of
 from polyfield.scenes.scene import Scene, load_scene
 from polyfield.scenes.train import PRESETS, choose, preset_for
 
@@ -69,11 +69,11 @@ def main() -> int:
     return 0
 
 
-def smaller(preset: Callable[[Scene], Preset]) -> Callable[[Scene], Preset]:
+def smaller(preset: Callable[[Surroundings], Preset]) -> Callable[[Surroundings], Preset]:
     """The preset with a network that learns something within some hundred steps."""
 
-    def of(scene: Scene) -> Preset:
-        whole = preset(scene)
+    def of(around: Surroundings) -> Preset:
+        whole = preset(around)
         field = replace(whole.field, density_width=128, density_layers=4, density_skip=None)
         return replace(whole, field=field, warmup_steps=20, resolution=32)
 
@@ -99,7 +99,7 @@ def compare(results: Results, scene: Scene, name: str, options: argparse.Namespa
     found = results.find(choice=True, **key)
     if found is None:
         found = results.add(choice=True, **key, **choose(scene, train).as_dict())
-    field = preset_for(scene, train).field
+    field = preset_for(surroundings_of(scene), train).field
     frequency = frequency_of(field)
     assert frequency is not None
     default = float(getattr(field, frequency.name, None) or 0) if isinstance(field, MlpFieldConfig) else 2048.0

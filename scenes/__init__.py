@@ -6,25 +6,29 @@ The names below are imported when first asked for, so that `polyfield --help` ne
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .convert import ConvertOptions as ConvertOptions
+    from .convert import convert as convert
     from .fit import FitOptions as FitOptions
     from .fit import FitResult as FitResult
     from .fit import fit_signal as fit_signal
     from .images import Images as Images
+    from .run_state import Progress as Progress
     from .scene import Scene as Scene
     from .scene import load_scene as load_scene
     from .signals import read_signal as read_signal
-    from .train import Progress as Progress
     from .train import TrainOptions as TrainOptions
     from .train import TrainResult as TrainResult
     from .train import train_scene as train_scene
 
 _HOMES = {
+    "ConvertOptions": "convert",
+    "convert": "convert",
     "FitOptions": "fit",
     "FitResult": "fit",
     "Images": "images",
     "Scene": "scene",
     "load_scene": "scene",
-    "Progress": "train",
+    "Progress": "run_state",
     "fit_signal": "fit",
     "read_signal": "signals",
     "TrainOptions": "train",

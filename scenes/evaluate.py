@@ -20,7 +20,7 @@ from ..fields.optim.metrics import PSNR_FORM, SSIM_FORM, psnr, ssim
 from ..fields.render.frame import render
 
 if TYPE_CHECKING:
-    from ..fields.geometry import Cameras
+    from ..fields.geometry import Cameras, Similarity
     from ..fields.model import Model
     from .scene import Scene
 
@@ -103,12 +103,17 @@ def ground_truth(scene: Scene, frame: int, background: str) -> tuple[Tensor, Ten
     return image, mask
 
 
+def frame_change(model: Model, scene: Scene) -> Similarity:
+    """The scene's frame -> the model's scene frame."""
+    return model.to_dataset.inverse().compose(scene.to_scene.inverse())
+
+
 def cameras_for(model: Model, scene: Scene) -> Cameras:
     """The scene's cameras in the model's scene frame.
 
     Both frames are normalisations of one data set frame; they differ where the scene was loaded with other options.
     """
-    change = model.to_dataset.inverse().compose(scene.to_scene.inverse())
+    change = frame_change(model, scene)
     same = (
         abs(change.scale - 1) < 1e-6 and float((change.rotation - torch.eye(3).to(change.rotation)).abs().max()) < 1e-6
     )

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..fields.geometry import Cameras, refine
-from ..fields.optim.radiance import RayBatch
+from ..fields.optim.field_task import RayBatch
 from .images import Images
 from .scene import Scene
 
@@ -24,7 +24,7 @@ FITTING = 8
 
 
 class SceneRays:
-    """`fields.optim.radiance.RaySource` over some frames of a scene."""
+    """`fields.optim.field_task.RaySource` over some frames of a scene."""
 
     def __init__(
         self,

@@ -10,7 +10,6 @@ import contextlib
 import ctypes
 import dataclasses
 import json
-import math
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -23,7 +22,6 @@ from torch import nn
 
 from .. import __version__  # pyright: ignore[reportMissingImports]
 from ..fields.errors import ConfigError, FormatError
-from ..fields.formats.model_file import read_tensors, write_tensors
 from ..fields.geometry import Rays
 from ..fields.model import Model
 from ..fields.ops import _cpu
@@ -34,39 +32,29 @@ from ..fields.render import BACKGROUNDS, OccupancyGrid, render, render_rays
 from ..fields.spectrum import FrequencyChoice, frequency_number
 from .device import Device, pick_device
 from .frequency import choose_view_frequency
-from .presets import (
-    NETWORKS,
-    Preset,
-    cam_preset,
-    frequency_of,
-    grid_preset,
-    hash_preset,
-    mlp_preset,
-    planes_preset,
-    rbf_preset,
-    tensor_preset,
-    with_frequency,
-)
+from .presets import NETWORKS, PRESETS, Preset, Surroundings, frequency_of, surroundings_of, with_frequency
 from .rays import SceneRays
+from .run_state import (
+    CHECKPOINT,
+    Progress,
+    Speedometer,
+    StoredState,
+    append_log,
+    load_state,
+    read_state,
+    save_state,
+)
 from .scene import Scene
 
-PRESETS: dict[str, Callable[[Scene], Preset]] = {
-    "hash": hash_preset,
-    "tensor": tensor_preset,
-    "planes": planes_preset,
-    "rbf": rbf_preset,
-    "grid": grid_preset,
-    "mlp": mlp_preset,
-    "cam": cam_preset,
-}
-"""Model kind -> what to train it with, by looking at the scene."""
+Kind = Literal["hash", "tensor", "planes", "rbf", "grid", "mlp", "cam"]
+"""Kinds of fields of scenes: keys of `fields.radiance.FIELDS`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainOptions:
     """What a user decides about a training run."""
 
-    model: Literal["hash", "tensor", "planes", "rbf", "grid", "mlp", "cam"] = "hash"
+    model: Kind = "hash"
     """Kind of field: hash (a hash grid, the quickest to learn), tensor (planes times lines, TensoRF), planes (planes
     times planes, K-Planes), rbf (a hash grid whose density Gaussian units say, GNF), grid (sparse voxels with spherical
     harmonics and no network, Plenoxels), mlp (one wide network, NeRF; small and slow) or cam (the same with small grids
@@ -120,23 +108,6 @@ class TrainOptions:
         return LoopConfig(max_steps=self.max_steps, max_seconds=seconds)
 
 
-class Progress(NamedTuple):
-    """How a run stands."""
-
-    step: int
-    total_steps: int | None
-    """None until `max_seconds` has been turned into steps."""
-    loss: float
-    train_psnr: float
-    """Of the last step's rays, dB."""
-    heldout_psnr: float | None
-    """Of a fixed sample of held-out rays, dB; None before the first look or without held-out frames."""
-    rays_per_second: float
-    seconds: float
-    seconds_left: float
-    """NaN until known."""
-
-
 class TrainResult(NamedTuple):
     """What came out."""
 
@@ -180,18 +151,19 @@ def train_scene(
     options = options or TrainOptions()
     run = Path(run)
     _keep_freed_memory()
-    stored = _read_checkpoint(run) if resume else None
+    stored = read_state(run) if resume else None
     if stored is not None:
-        choice = _choice_of(stored[0], run)
+        choice = _choice_of(stored, run)
     elif options.chooses:
         choice = choice or choose(scene, options)
     session = _Session(scene, options, run, choice)
-    state = None if stored is None else session.load_checkpoint(*stored)
+    state = None if stored is None else session.load_checkpoint(stored)
     run.mkdir(parents=True, exist_ok=True)
     (run / "previews").mkdir(exist_ok=True)
     hooks = [session.log, session.evaluate, session.checkpoint]
     if report is not None:
-        hooks.append(lambda state, clock: session.report(state, report))
+        speed = Speedometer(options.loop(scene.name).max_seconds)
+        hooks.append(lambda state, clock: speed.report(state, session.heldout_psnr, report))
     loop = dataclasses.replace(options.loop(scene.name), warmup_steps=session.preset.warmup_steps)
     try:
         with _deterministic(options.deterministic):
@@ -228,11 +200,11 @@ def choose(scene: Scene, options: TrainOptions, report: Callable[[int, int], Non
         ConfigError: the field has no frequency.
     """
     options = dataclasses.replace(options, frequency="auto")
-    preset, field = preset_for(scene, options), FIELDS[options.model][0]
+    preset, field = preset_for(surroundings_of(scene), options), FIELDS[options.model][0]
     return choose_view_frequency(scene, preset, field, seed=options.seed, report=report)
 
 
-def preset_for(scene: Scene, options: TrainOptions, choice: FrequencyChoice | None = None) -> Preset:
+def preset_for(around: Surroundings, options: TrainOptions, choice: FrequencyChoice | None = None) -> Preset:
     """What a run is set up from.
 
     Args:
@@ -241,7 +213,7 @@ def preset_for(scene: Scene, options: TrainOptions, choice: FrequencyChoice | No
     Raises:
         ConfigError: options that this kind of field does not have.
     """
-    preset, precision, device = PRESETS[options.model](scene), options.precision, pick_device(options.device)
+    preset, precision, device = PRESETS[options.model](around), options.precision, pick_device(options.device)
     if precision == "auto":
         precision = "bf16" if preset.has_networks and has_bf16(device) else "fp32"
     if device.type == "cuda":
@@ -283,7 +255,7 @@ class _Session:
         self.scene, self.options, self.run, self.choice = scene, options, run, choice
         self.state = LoopState()
         self.device = pick_device(options.device)
-        self.preset = preset = preset_for(scene, options, choice)
+        self.preset = preset = preset_for(surroundings_of(scene), options, choice)
         self.precision = preset.task.precision
         field = FIELDS[options.model][0]
         self.field = field(preset.field, seed=options.seed).to(self.device)
@@ -314,7 +286,6 @@ class _Session:
         self.heldout_psnr: float | None = None
         self._evaluated = -1
         self._heldout = self._heldout_rays()
-        self._marks: list[tuple[float, float]] = []
 
     def model(self) -> Model:
         """The present state as a model (sharing its tensors)."""
@@ -334,16 +305,9 @@ class _Session:
 
     def log(self, state: LoopState, clock: Clock) -> None:
         self.state = state
-        if state.step % 10 and state.step != state.total_steps:
-            return
-        line = {"step": state.step, "seconds": round(state.seconds, 3), "loss": state.result.loss}
-        line |= state.result.counts
-        line["occupied"] = self.occupancy.occupied_fraction()
-        with open(self.run / "metrics.jsonl", "a") as file:
-            file.write(
-                json.dumps({k: v if not isinstance(v, float) or math.isfinite(v) else None for k, v in line.items()})
-                + "\n"
-            )
+        if state.step % 10 == 0 or state.step == state.total_steps:
+            values = {"loss": state.result.loss, **state.result.counts}
+            append_log(self.run, state, {**values, "occupied": self.occupancy.occupied_fraction()})
 
     def evaluate(self, state: LoopState, clock: Clock) -> None:
         if state.step % self.options.evaluate_every and state.step != state.total_steps:
@@ -354,9 +318,7 @@ class _Session:
                 white = torch.full((3,), BACKGROUNDS[self.scene.background], device=self.device)
                 rgb = render_rays(self.field, self.occupancy, rays, self.preset.march, white).rgb.clamp(0, 1)
                 self.heldout_psnr = float(-10 * (rgb - target).square().mean().clamp(min=1e-12).log10())
-                line = {"step": state.step, "seconds": round(state.seconds, 3), "heldout_psnr": self.heldout_psnr}
-                with open(self.run / "metrics.jsonl", "a") as file:
-                    file.write(json.dumps(line) + "\n")
+                append_log(self.run, state, {"heldout_psnr": self.heldout_psnr})
             if state.step % (4 * self.options.evaluate_every) == 0:
                 self.preview(f"{state.step:06d}")
 
@@ -364,61 +326,14 @@ class _Session:
         if state.step % self.options.checkpoint_every == 0 and state.step != state.total_steps:
             self.save_checkpoint()
 
-    def report(self, state: LoopState, sink: Callable[[Progress], None]) -> None:
-        counts = state.result.counts
-        self._marks = [*self._marks[-49:], (state.seconds, counts.get("rays", 0.0))]
-        if state.step % 10 and state.step != state.total_steps:
-            return
-        spent = self._marks[-1][0] - self._marks[0][0]
-        speed = sum(r for _, r in self._marks[1:]) / spent if spent > 0 else float("nan")
-        per_step = spent / max(1, len(self._marks) - 1)
-        left = (state.total_steps - state.step) * per_step if state.total_steps else float("nan")
-        if state.total_steps is None:
-            left = (self.options.loop(self.scene.name).max_seconds or 0.0) - state.seconds
-        psnr = counts.get("psnr", float("nan"))
-        loss = state.result.loss
-        sink(Progress(state.step, state.total_steps, loss, psnr, self.heldout_psnr, speed, state.seconds, left))
-
     # -- files ------------------------------------------------------------------------------------------------------
 
     def save_checkpoint(self) -> None:
-        header = {
-            "kind": "checkpoint",
-            "loop": self.state.as_dict(),
-            "task": self.task.scalars(),
-            "frequency": None if self.choice is None else self.choice.as_dict(),
-            "settings": self._identity(),
-        }
-        write_tensors(_checkpoint_path(self.run), header, self.task.tensors())
+        choice = None if self.choice is None else self.choice.as_dict()
+        save_state(self.run, self.task, self.state, self._identity(), frequency=choice)
 
-    def load_checkpoint(self, header: dict[str, Any], tensors: dict[str, torch.Tensor]) -> LoopState:
-        path = _checkpoint_path(self.run)
-        mine, theirs = self._identity(), header.get("settings")
-        if mine != theirs:
-            differing = [k for k in mine if not isinstance(theirs, dict) or theirs.get(k) != mine[k]]
-            raise ConfigError(
-                f"{path} is of a run with other settings ({', '.join(differing)}); resume with the same ones"
-            )
-        try:
-            self.task.load_scalars(header["task"])
-            state = LoopState.from_dict(header["loop"])
-        except (KeyError, TypeError, ValueError, ConfigError) as error:
-            raise FormatError(f"{path}: header is not a checkpoint's: {error}") from error
-        current = self.task.tensors()
-        if set(current) != set(tensors) or any(current[k].shape != tensors[k].shape for k in current):
-            raise FormatError(f"{path}: its tensors are not those of this run")
-        with torch.no_grad():
-            for name, tensor in current.items():
-                tensor.copy_(tensors[name])
-        try:
-            self.field.check()
-        except ConfigError as error:
-            raise FormatError(f"{path}: {error}") from error
-        self.occupancy.load_state_dict(
-            {k.removeprefix("occupancy."): v for k, v in tensors.items() if k.startswith("occupancy.")}
-        )
-        self.state = state
-        self._cut_log(self.state.step)
+    def load_checkpoint(self, stored: StoredState) -> LoopState:
+        self.state = load_state(self.run, stored, self.task, self._identity())
         return self.state
 
     def _identity(self) -> dict[str, Any]:
@@ -427,20 +342,6 @@ class _Session:
         options = {k: v for k, v in self.settings["options"].items() if k not in free}
         identity = {**options, "preset": self.settings["preset"], "scene": self.scene.name, "precision": self.precision}
         return json.loads(json.dumps(identity))
-
-    def _cut_log(self, step: int) -> None:
-        """Drop lines that an interrupted run wrote after its last checkpoint."""
-        path = self.run / "metrics.jsonl"
-        if not path.exists():
-            return
-        kept = []
-        for line in path.read_text().splitlines():
-            try:
-                if json.loads(line)["step"] <= step:
-                    kept.append(line + "\n")
-            except (ValueError, KeyError, TypeError):
-                continue  # a line cut short by a kill
-        path.write_text("".join(kept))
 
     def preview(self, name: str) -> None:
         """Draw a held-out frame (a training frame where none is held out), at most 400 pixels wide."""
@@ -474,23 +375,13 @@ class _Session:
         return rays.to(self.device), color.to(self.device)
 
 
-def _checkpoint_path(run: Path) -> Path:
-    return run / "checkpoint.safetensors"
-
-
-def _read_checkpoint(run: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    path = _checkpoint_path(run)
-    if not path.exists():
-        raise FormatError(f"{path} does not exist: there is nothing to resume. Leave out --resume to start anew.")
-    return read_tensors(path, kind="checkpoint")
-
-
-def _choice_of(header: dict[str, Any], run: Path) -> FrequencyChoice | None:
+def _choice_of(stored: StoredState, run: Path) -> FrequencyChoice | None:
     """What FreSh chose when the run began."""
     try:
-        return None if header.get("frequency") is None else FrequencyChoice.from_dict(header["frequency"])
+        values = stored.header.get("frequency")
+        return None if values is None else FrequencyChoice.from_dict(values)
     except ConfigError as error:
-        raise FormatError(f"{_checkpoint_path(run)}: header is not a checkpoint's: {error}") from error
+        raise FormatError(f"{run / CHECKPOINT}: header is not a checkpoint's: {error}") from error
 
 
 def has_bf16(device: torch.device) -> bool:

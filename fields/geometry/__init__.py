@@ -32,5 +32,6 @@ from .poses import from_llff as from_llff
 from .poses import from_opengl as from_opengl
 from .poses import look_at as look_at
 from .poses import refine as refine
+from .poses import rotation_exp as rotation_exp
 from .projection import CameraModel as CameraModel
 from .similarity import Similarity as Similarity

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ DENSITY_ACTIVATIONS: dict[str, int] = {"exp": 0, "softplus": 1, "relu": 2}
 """Name -> code, as `enum DensityActivation` of polyfield/density.h."""
 
 EXP_GRADIENT_CLAMP = 15.0
+_RELU_FLOOR = 0.1
 
 
 def density_code(activation: str) -> int:
@@ -64,6 +66,29 @@ def density_from_raw(raw: Tensor, activation: str) -> Tensor:
     if code == 0:
         return _Exp.apply(raw)  # pyright: ignore[reportReturnType]
     return torch.nn.functional.softplus(raw - 1) if code == 1 else torch.relu(raw)
+
+
+def log_density(raw: Tensor, activation: str) -> Tensor:
+    """Natural logarithm of `density_from_raw`, finite for every finite `raw`, with gradients that do not vanish: fields
+    of different activations are compared by it.
+
+    Args:
+        raw: any shape, floating point.
+        activation: a key of `DENSITY_ACTIVATIONS`. Of "relu" the logarithm ends at 0.1 per scene unit and goes on as
+            its tangent there, so that a density of 0 can rise again.
+
+    Raises:
+        ConfigError: no activation has this name.
+    """
+    code = density_code(activation)
+    if code == 0:
+        return raw
+    if code == 1:  # log(1 + e^x) is e^x to seven digits below -15
+        x = raw - 1
+        return torch.where(x < -15, x, torch.nn.functional.softplus(x.clamp(min=-15)).log())
+    return torch.where(
+        raw > _RELU_FLOOR, raw.clamp(min=_RELU_FLOOR).log(), math.log(_RELU_FLOOR) - 1 + raw / _RELU_FLOOR
+    )
 
 
 def density_derivative(raw: Tensor, activation: str) -> Tensor:

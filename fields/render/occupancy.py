@@ -136,9 +136,20 @@ class OccupancyGrid(nn.Module):
         if bits.shape != self.bits.shape or bits.dtype != torch.uint8:
             raise ShapeError(f"bits must be {tuple(self.bits.shape)} uint8; got {tuple(bits.shape)} {bits.dtype}")
         self.bits.copy_(bits)
-        flags = self._flags().float()
-        self.grid.copy_(flags * self.threshold)
-        bits, coarse = pack_bitfield(flags, flags.new_tensor(0.5))
+        self.take_flags(self.flags())
+
+    @torch.no_grad()
+    def take_flags(self, flags: Tensor) -> None:
+        """Become what `flags` (K, G, G, G) bool [cascade, z, y, x] say, as `take_bits` does.
+
+        Raises:
+            ShapeError: `flags` is not as above.
+        """
+        if flags.shape != self.grid.shape or flags.dtype != torch.bool:
+            raise ShapeError(f"flags must be {tuple(self.grid.shape)} bool; got {tuple(flags.shape)} {flags.dtype}")
+        values = flags.float()
+        self.grid.copy_(values * self.threshold)
+        bits, coarse = pack_bitfield(values, values.new_tensor(0.5))
         self.bits.copy_(bits)
         self.coarse.copy_(coarse)
 
@@ -156,7 +167,7 @@ class OccupancyGrid(nn.Module):
             expected = f"{tuple(self.grid.shape)} bool"
             raise ShapeError(f"visible must be {expected}; got {tuple(visible.shape)} {visible.dtype}")
         self.grid.masked_fill_(~visible, -1.0)
-        flags = self._flags() & (self.grid >= 0)
+        flags = self.flags() & (self.grid >= 0)
         bits, coarse = pack_bitfield(flags.float(), self.grid.new_tensor(0.5))
         self.bits.copy_(bits)
         self.coarse.copy_(coarse)
@@ -176,15 +187,26 @@ class OccupancyGrid(nn.Module):
         unit = torch.stack([x, y, z], -1)
         return torch.stack([unit * 2.0**k for k in range(self.cascades)])
 
-    def _flags(self) -> Tensor:
-        """(K, G, G, G) bool, the bits."""
+    def flags(self) -> Tensor:
+        """(K, G, G, G) bool [cascade, z, y, x]: the bits, which cells are occupied."""
         shifts = torch.arange(8, device=self.bits.device)
         return ((self.bits[..., None].long() >> shifts) & 1).bool().reshape(self.grid.shape)
+
+    def holds(self, x: Tensor) -> Tensor:
+        """(N,) bool: whether positions (N, 3), scene frame, lie in occupied cells, each in the smallest cascade that
+        contains it. Positions beyond the outermost cascade, and NaN, do not."""
+        reach = x.abs().amax(1)
+        inside = reach <= 2.0 ** (self.cascades - 1)
+        cascade = torch.where(inside, reach, 1.0).clamp(min=1).log2().ceil().long()
+        unit = x * torch.exp2(-cascade.float())[:, None] * 0.5 + 0.5
+        cell = torch.where(inside[:, None], unit * self.resolution, 0.0).long().clamp(0, self.resolution - 1)
+        flat = ((cascade * self.resolution + cell[:, 2]) * self.resolution + cell[:, 1]) * self.resolution + cell[:, 0]
+        return inside & ((self.bits.view(-1)[flat >> 3] >> (flat & 7).byte()) & 1).bool()
 
     def occupied_box(self) -> Tensor:
         """(2, 3) lower and upper corner, scene frame, of the occupied cells of all cascades; of all of space that the
         grid covers where none is."""
-        flags, reach = self._flags(), float(2 ** (self.cascades - 1))
+        flags, reach = self.flags(), float(2 ** (self.cascades - 1))
         low, high = flags.new_full((3,), reach, dtype=torch.float32), flags.new_full((3,), -reach, dtype=torch.float32)
         for cascade, cells in enumerate(flags):
             size = 2.0 ** (cascade + 1) / self.resolution

@@ -21,6 +21,7 @@ Train a neural scene from posed photos, measure it, and make pictures and films 
 
 commands:
   train SCENE        train a field from a folder of posed photos, or from the built-in scene 'demo'
+  convert MODEL      make a field of another kind that looks like a trained model
   fit INPUT          fit a field to an image, a film, a volume or a mesh
   eval MODEL SCENE   compare a trained model with photos it has not seen
   render MODEL       stills or a film: an orbit, a spiral, or cameras from a file; a fit at any size
@@ -42,6 +43,12 @@ exit codes: 0 done; 1 internal error (a bug: run again with --debug); 2 bad inpu
 
 def _train(arguments: Sequence[str]) -> int:
     from .train import run
+
+    return run(arguments)
+
+
+def _convert(arguments: Sequence[str]) -> int:
+    from .convert import run
 
     return run(arguments)
 
@@ -78,6 +85,7 @@ def _doctor(arguments: Sequence[str]) -> int:
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "train": _train,
+    "convert": _convert,
     "fit": _fit,
     "eval": _eval,
     "render": _render,

@@ -53,7 +53,7 @@ def run(arguments: Sequence[str]) -> int:
 
     path = run_folder.model_file(command.model)
     model = Model.load(path, device=pick_device(command.device))
-    downscale = command.downscale or _trained_downscale(command.model)
+    downscale = command.downscale or run_folder.trained_downscale(command.model)
     scene = load_scene(command.scene, downscale=downscale)
     for warning in scene.warnings:
         print(f"polyfield: warning: {warning}", file=sys.stderr)
@@ -70,15 +70,6 @@ def run(arguments: Sequence[str]) -> int:
         f"background: {protocol['background']}"
     )
     return OK
-
-
-def _trained_downscale(model: Path) -> int:
-    from . import run_folder
-
-    if not (model.is_dir() and (model / run_folder.CONFIG).is_file()):
-        return 1
-    value = run_folder.read_config(model).get("data", {}).get("downscale", 1)
-    return value if type(value) is int and value >= 1 else 1
 
 
 def _plain(value: Any) -> Any:

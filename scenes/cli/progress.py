@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ...fields.spectrum import FrequencyChoice
     from ..fit import FitProgress
-    from ..train import Progress as TrainProgress
+    from ..run_state import Progress as TrainProgress
 
 LINE_SECONDS = 10.0
 """Between plain lines."""
@@ -60,9 +60,9 @@ def describe_choice(what: str, setting: str | None, choice: FrequencyChoice) -> 
     return "\n".join([*lines, f"  in {choice.seconds:.1f} s; --frequency NUMBER or default sets it by hand"])
 
 
-def train_line(p: TrainProgress) -> str:
-    """One plain line about training."""
-    held_out = "" if p.heldout_psnr is None else f"  held-out {decibels(p.heldout_psnr)}"
+def train_line(p: TrainProgress, measure: str = "held-out") -> str:
+    """One plain line about training; `measure` says what `heldout_psnr` is."""
+    held_out = "" if p.heldout_psnr is None else f"  {measure} {decibels(p.heldout_psnr)}"
     return (
         f"step {_steps(p)}  loss {p.loss:.3g}  train {decibels(p.train_psnr)}{held_out}  "
         f"{rate(p.rays_per_second)} rays/s  {clock(p.seconds)} elapsed, {clock(p.seconds_left)} left"
@@ -79,10 +79,10 @@ def _steps(p: TrainProgress | FitProgress) -> str:
 
 
 @contextmanager
-def show_training() -> Iterator[Callable[[TrainProgress], None]]:
-    """Yields the callback to give to `train_scene`."""
+def show_training(measure: str = "held-out") -> Iterator[Callable[[TrainProgress], None]]:
+    """Yields the callback to give to `train_scene` or `convert_model`; `measure` says what `heldout_psnr` is."""
     if not sys.stderr.isatty():
-        yield _plain(train_line, done=lambda p: p.step == p.total_steps)
+        yield _plain(lambda p: train_line(p, measure), done=lambda p: p.step == p.total_steps)
         return
     from rich.progress import BarColumn, Progress, TextColumn
 
@@ -92,7 +92,7 @@ def show_training() -> Iterator[Callable[[TrainProgress], None]]:
         TextColumn("{task.percentage:>3.0f}%"),
         TextColumn("loss {task.fields[loss]}"),
         TextColumn("train {task.fields[train]}"),
-        TextColumn("[bold]held-out {task.fields[held_out]}"),
+        TextColumn(f"[bold]{measure} {{task.fields[held_out]}}"),
         TextColumn("{task.fields[rays]} rays/s"),
         TextColumn("{task.fields[left]} left"),
     )

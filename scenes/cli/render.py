@@ -232,8 +232,8 @@ def _read(path: Path, size: tuple[int, int] | None) -> Cameras:
 
 
 def _training_cameras(model: Path) -> Cameras | None:
-    """Cameras that `train` kept beside the model, dataset frame; None for a model file elsewhere."""
+    """Cameras that were kept for the model, dataset frame; None for a model file elsewhere."""
     from ..camera_paths import read_cameras
 
-    file = (model if model.is_dir() else model.parent) / run_folder.CAMERAS
-    return read_cameras(file) if file.is_file() else None
+    file = run_folder.cameras_file(model)
+    return None if file is None else read_cameras(file)

@@ -164,6 +164,23 @@ def model_file(path: Path) -> Path:
     return path
 
 
+def trained_downscale(model: Path) -> int:
+    """By what the photos were shrunk in training; 1 where `model` is no run folder."""
+    if not (model.is_dir() and (model / CONFIG).is_file()):
+        return 1
+    value = read_config(model).get("data", {}).get("downscale", 1)
+    return value if type(value) is int and value >= 1 else 1
+
+
+def cameras_file(model: Path) -> Path | None:
+    """The cameras that `train` or `convert` kept for a model, data set frame; None where there are none.
+
+    Those of a run folder lie in it; those of a file beside it, or, for NAME.safetensors, in the folder NAME.
+    """
+    folders = (model,) if model.is_dir() else (model.with_suffix(""), model.parent)
+    return next((f / CAMERAS for f in folders if (f / CAMERAS).is_file()), None)
+
+
 def _flatten(config: dict[str, Any]) -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in config.items():
@@ -172,7 +189,8 @@ def _flatten(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _option(name: str) -> str:
-    return "the scene" if name == "scene" else "--" + name.replace("_", "-")
+    named = {"scene": "the scene", "teacher": "the model", "teacher_sha256": "a model whose SHA-256 is"}
+    return named.get(name, "--" + name.replace("_", "-"))
 
 
 def _shown(value: Any) -> str:

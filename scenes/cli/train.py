@@ -14,7 +14,7 @@ import tyro
 from ... import __version__  # pyright: ignore[reportMissingImports]
 from ...fields.errors import ConfigError
 from ...fields.formats import write_json
-from ..presets import frequency_of
+from ..presets import frequency_of, surroundings_of
 from ..train import TrainOptions, preset_for
 from . import run_folder
 from .arguments import parse
@@ -96,7 +96,7 @@ def run(arguments: Sequence[str]) -> int:
         _check(command)
         run_folder.check_free(out)
         scene = _load(command)
-        preset_for(scene, command.training)  # refuses what does not go together before anything is written
+        preset_for(surroundings_of(scene), command.training)  # refuses what does not go together before it writes
         run_folder.claim(out, {"program": f"polyfield {__version__}", **command.settings()})
     _write_cameras(out, scene)
     result = _train(command, scene, out)
@@ -171,7 +171,7 @@ def _train(command: Train, scene: Scene, out: Path) -> TrainResult:
     if options.chooses and not again:
         with show_count("comparing spectra") as choosing:
             choice = choose(scene, options, choosing)
-        setting = frequency_of(preset_for(scene, options).field)
+        setting = frequency_of(preset_for(surroundings_of(scene), options).field)
         what = f"untrained {options.model} fields from the spectra of training photos"
         print(describe_choice(what, setting and setting.name, choice), file=sys.stderr)
     try:

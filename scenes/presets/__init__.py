@@ -1,5 +1,7 @@
 """What to train with, by capture kind and model kind."""
 
+from collections.abc import Callable
+
 from .boxes import grid_preset as grid_preset
 from .boxes import planes_preset as planes_preset
 from .boxes import tensor_preset as tensor_preset
@@ -13,3 +15,16 @@ from .mlp import NETWORKS as NETWORKS
 from .mlp import cam_preset as cam_preset
 from .mlp import mlp_preset as mlp_preset
 from .preset import Preset as Preset
+from .preset import Surroundings as Surroundings
+from .preset import surroundings_of as surroundings_of
+
+PRESETS: dict[str, Callable[[Surroundings], Preset]] = {
+    "hash": hash_preset,
+    "tensor": tensor_preset,
+    "planes": planes_preset,
+    "rbf": rbf_preset,
+    "grid": grid_preset,
+    "mlp": mlp_preset,
+    "cam": cam_preset,
+}
+"""Model kind -> what to train it with, by looking at the scene."""

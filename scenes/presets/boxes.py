@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from ...fields.radiance import GridFieldConfig, PlanesFieldConfig, TensorFieldConfig
-from ..scene import Scene
-from .preset import Preset, folded_preset
+from .preset import Preset, Surroundings, folded_preset
 
 
-def tensor_preset(scene: Scene) -> Preset:
+def tensor_preset(around: Surroundings) -> Preset:
     """See `folded_preset`."""
-    return folded_preset(scene, TensorFieldConfig())
+    return folded_preset(around, TensorFieldConfig())
 
 
-def planes_preset(scene: Scene) -> Preset:
+def planes_preset(around: Surroundings) -> Preset:
     """See `folded_preset`."""
-    return folded_preset(scene, PlanesFieldConfig())
+    return folded_preset(around, PlanesFieldConfig())
 
 
-def grid_preset(scene: Scene) -> Preset:
+def grid_preset(around: Surroundings) -> Preset:
     """See `folded_preset`."""
-    return folded_preset(scene, GridFieldConfig())
+    return folded_preset(around, GridFieldConfig())

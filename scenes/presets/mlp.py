@@ -6,8 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from ...fields.radiance import CamFieldConfig, MlpFieldConfig
-from ..scene import Scene
-from .preset import Preset, folded_preset
+from .preset import Preset, Surroundings, folded_preset
 
 NETWORKS: dict[str, dict[str, Any]] = {
     "nerf": {},
@@ -30,20 +29,20 @@ NETWORKS: dict[str, dict[str, Any]] = {
 """Kind of network -> what differs from NeRF's. FreSh's learning rate for sines (Kania et al. 2025)."""
 
 
-def mlp_preset(scene: Scene) -> Preset:
+def mlp_preset(around: Surroundings) -> Preset:
     """NeRF's network. See `_preset`."""
-    return _preset(scene, MlpFieldConfig())
+    return _preset(around, MlpFieldConfig())
 
 
-def cam_preset(scene: Scene) -> Preset:
+def cam_preset(around: Surroundings) -> Preset:
     """NeRF's network with CAM's planes. See `_preset`."""
-    return _preset(scene, CamFieldConfig())
+    return _preset(around, CamFieldConfig())
 
 
-def _preset(scene: Scene, field: MlpFieldConfig) -> Preset:
+def _preset(around: Surroundings, field: MlpFieldConfig) -> Preset:
     """Every sample costs a thousand times what one of a hash field does, so there are few: steps as long as NeRF's (192
     along the diagonal), 2^13 samples a step, and an occupancy grid of fewer cells, since looking at one is a sample."""
-    preset = folded_preset(scene, field)
+    preset = folded_preset(around, field)
     task = replace(preset.task, samples=1 << 13, first_rays=256)
     march = replace(preset.march, step_size=4 * preset.march.step_size)
     return replace(preset, task=task, march=march, resolution=64, warmup_steps=200)

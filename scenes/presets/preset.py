@@ -4,13 +4,33 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from ...fields.errors import ConfigError
-from ...fields.optim.radiance import RadianceTaskConfig
+from ...fields.geometry import CaptureKind
+from ...fields.optim.field_task import RadianceTaskConfig
 from ...fields.radiance import EncodedFieldConfig, FieldConfig, MlpFieldConfig
 from ...fields.render import MarchConfig
-from ..scene import Scene
+
+if TYPE_CHECKING:
+    from ..scene import Scene
+
+
+class Surroundings(NamedTuple):
+    """What of a scene, or of a model of it, its settings depend on."""
+
+    kind: CaptureKind
+    cascades: int
+    """Occupancy cascades: the outermost spans [-2^(cascades-1), 2^(cascades-1)]^3."""
+
+
+def surroundings_of(scene: Scene) -> Surroundings:
+    """Object captures fill the unit box; forward-facing and 360-degree captures get cascades around it, out to 8 times
+    the distance of the farthest camera (at least to 4)."""
+    if scene.kind == "object":
+        return Surroundings("object", 1)
+    reach = float(scene.cameras.centres().norm(dim=-1).max())
+    return Surroundings(scene.kind, min(5, max(3, 1 + math.ceil(math.log2(max(reach, 1e-3) * 4)))))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,23 +92,19 @@ class Preset:
         return replace(self, field=replace(self.field, **settings))
 
 
-def preset_of(scene: Scene, field: FieldConfig) -> Preset:
+def preset_of(around: Surroundings, field: FieldConfig) -> Preset:
     """Settings that depend on how the scene was captured.
 
-    Object captures fill the unit box; forward-facing and 360-degree captures get cascades around it, out to 8 times the
-    distance of the farthest camera (at least to 4), with steps that grow with distance: faster than instant-ngp's
-    1/256, since a ray through the haze that such a scene begins as must not use up the samples of ten others.
+    Where there are cascades, steps grow with distance: faster than instant-ngp's 1/256, since a ray through the haze
+    that such a scene begins as must not use up the samples of ten others.
     """
-    if scene.kind == "object":
-        return Preset(field=field, march=MarchConfig(), task=RadianceTaskConfig(), cascades=1)
-    reach = float(scene.cameras.centres().norm(dim=-1).max())
-    cascades = min(5, max(3, 1 + math.ceil(math.log2(max(reach, 1e-3) * 4))))
-    march = MarchConfig(cone_angle=1 / 64 if scene.kind == "forward" else 1 / 128)
-    return Preset(field=field, march=march, task=RadianceTaskConfig(), cascades=cascades)
+    cone_angle = {"object": 0.0, "forward": 1 / 64, "unbounded": 1 / 128}[around.kind]
+    march = MarchConfig(cone_angle=cone_angle)
+    return Preset(field=field, march=march, task=RadianceTaskConfig(), cascades=around.cascades)
 
 
-def folded_preset(scene: Scene, field: FieldConfig) -> Preset:
+def folded_preset(around: Surroundings, field: FieldConfig) -> Preset:
     """As `preset_of`, but where there are cascades, space beyond the unit box is folded into the field's: a field as
     wide as they are would be coarse where the cameras look."""
-    preset = preset_of(scene, field)
+    preset = preset_of(around, field)
     return preset if preset.cascades == 1 else replace(preset, field=replace(field, contraction="cube"))

@@ -20,7 +20,7 @@ from polyfield.fields.spectrum import FrequencyChoice
 from polyfield.scenes import TrainOptions, train_scene
 from polyfield.scenes import frequency as frequency_module
 from polyfield.scenes.images import Images
-from polyfield.scenes.presets import FINEST, frequency_of, hash_preset, with_frequency
+from polyfield.scenes.presets import FINEST, frequency_of, hash_preset, surroundings_of, with_frequency
 from polyfield.scenes.scene import Scene
 from polyfield.scenes.train import PRESETS, choose, preset_for
 
@@ -119,7 +119,7 @@ def test_large_photos_are_made_small(monkeypatch):
 
 def test_a_number_is_set_and_whole_where_the_setting_is():
     def field(frequency, **options):
-        return preset_for(tiny_scene(), TrainOptions(frequency=frequency, **options)).field
+        return preset_for(surroundings_of(tiny_scene()), TrainOptions(frequency=frequency, **options)).field
 
     for network, name in (("siren", "first_omega"), ("finer", "first_bias"), ("wire", "scale"), ("fourier", "sigma")):
         assert getattr(field("7.5", model="mlp", network=network), name) == 7.5
@@ -132,7 +132,7 @@ def test_a_number_is_set_and_whole_where_the_setting_is():
 
 
 def test_cells_of_a_hash_grid_are_counted_across_the_unit_box():
-    preset = hash_preset(dataclasses.replace(tiny_scene(), kind="unbounded"))
+    preset = hash_preset(surroundings_of(dataclasses.replace(tiny_scene(), kind="unbounded")))
     assert preset.field.extent > 1  # type: ignore[union-attr]
     assert with_frequency(preset, 2048) == preset
     assert frequency_of(preset.field) == FINEST
@@ -153,7 +153,7 @@ def test_cells_of_a_hash_grid_are_counted_across_the_unit_box():
 )
 def test_what_cannot_be_is_refused_in_one_line(options, text):
     with pytest.raises(ConfigError, match=text) as error:
-        preset_for(tiny_scene(), TrainOptions(**options))
+        preset_for(surroundings_of(tiny_scene()), TrainOptions(**options))
     assert "\n" not in str(error.value)
 
 

@@ -22,8 +22,7 @@ from polyfield.fields.formats.model_file import read_tensors, write_tensors
 from polyfield.fields.ops import _cpu
 from polyfield.fields.radiance import GridFieldConfig
 from polyfield.scenes import TrainOptions, train_scene
-from polyfield.scenes.presets import grid_preset
-from polyfield.scenes.train import PRESETS
+from polyfield.scenes.presets import PRESETS, grid_preset
 
 pytestmark = pytest.mark.skipif(_cpu.level() == "reference", reason="training by the torch references takes minutes")
 FAST = {"samples": 4096, "evaluate_every": 20, "precision": "fp32"}

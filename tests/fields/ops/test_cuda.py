@@ -370,8 +370,9 @@ def test_training_by_the_cuda_kernels_is_training_by_the_cpus(options, kernels, 
         from helpers.tiny import tiny_scene
         from polyfield.fields.ops import _cuda
         from polyfield.scenes import TrainOptions, train
+        from polyfield.scenes.presets import PRESETS, hash_preset
         # 128^3 cells, and pictures of the first fog, would take minutes.
-        train.PRESETS["hash"] = lambda scene: replace(train.hash_preset(scene), resolution=32)
+        PRESETS["hash"] = lambda around: replace(hash_preset(around), resolution=32)
         train._Session.evaluate = train._Session.preview = lambda *_: None
         names, launch = set(), _cuda.call
         _cuda.call = lambda name, *rest: (names.add(name), launch(name, *rest))

@@ -35,7 +35,7 @@ def test_warmup_finds_the_ball_in_every_cascade(cascades):
     centres = grid.cell_centres()
     cell = torch.exp2(torch.arange(cascades).float())[:, None, None, None] * 2 / 16
     distance = centres.norm(dim=-1)
-    flags = grid._flags()
+    flags = grid.flags()
     assert bool(flags[distance < 0.5 - cell].all())
     pooled = cell * 2  # a coarser cell is occupied where a finer one in it is
     assert not bool(flags[distance > 0.5 + pooled].any())
@@ -102,10 +102,10 @@ def test_unseen_cells_are_never_asked_about_and_never_revive():
     for k in range(3):
         grid.update(everywhere, activation="exp", step=k, seed=1, step_size=STEP, warmup=k == 0)
     assert float(torch.cat(asked)[:, 0].max()) < 0
-    assert torch.equal(grid._flags(), visible)
+    assert torch.equal(grid.flags(), visible)
     assert bool((grid.grid[~visible] == -1).all())
     grid.reset()
-    assert torch.equal(grid._flags(), visible)
+    assert torch.equal(grid.flags(), visible)
     assert float(grid.grid.max()) == 0
 
 
@@ -131,12 +131,12 @@ def test_state_round_trips():
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_bad_density_does_not_poison_the_grid(bad):
     grid = refreshed()
-    before = grid._flags()
+    before = grid.flags()
     raw = lambda x: torch.where(x[:, 0] > 0, bad, ball(0.5)(x))
     grid.update(raw, activation="exp", step=9, seed=1, step_size=STEP)
     assert bool(torch.isfinite(grid.grid).all())
     if math.isnan(bad):
-        assert torch.equal(grid._flags()[..., 8:], before[..., 8:])  # as it was, a little decayed
+        assert torch.equal(grid.flags()[..., 8:], before[..., 8:])  # as it was, a little decayed
 
 
 def test_errors_name_what_is_wrong():

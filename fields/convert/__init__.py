@@ -1,0 +1,9 @@
+"""Any field into any other: distillation, in which the teacher answers at the student's own samples (PVD, PVD-AL)."""
+
+from .task import DistillTask as DistillTask
+from .task import DistillWeights as DistillWeights
+from .task import inherit as inherit
+from .teacher import Teacher as Teacher
+from .teacher import TeacherRays as TeacherRays
+from .views import orbit_cameras as orbit_cameras
+from .views import views_between as views_between

@@ -1,0 +1,237 @@
+"""The optimisation task of conversion: a student learns what a frozen teacher says, along rays and at points.
+
+After PVD and PVD-AL (Fang et al., arXiv 2211.15977 and 2304.04012): the student marches, the teacher answers at the
+student's live samples, and the rendered pixels are compared too; the weight of the points falls as the student learns.
+Two things keep what is empty and what is solid true where the student is wrong: it marches through the cells that
+either grid calls occupied, so that it meets matter it has lost; and at points drawn where the teacher's grid is empty
+its density is pushed down, so that haze in which no ray stops goes as well.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ..base import RadianceField
+from ..errors import ConfigError
+from ..ops.activations import log_density
+from ..ops.composite import composite
+from ..ops.occupancy import sample_cells
+from ..optim.field_task import FieldTask, RadianceTaskConfig, RayBatch, RaySource, huber_loss, psnr_of
+from ..optim.loop import StepResult
+from ..render.march import MarchConfig, PackedSamples
+from ..render.occupancy import OccupancyGrid
+from .losses import density_error, weighted_huber
+from .teacher import Teacher
+
+FIRST_LOOK = 64
+"""Step of the first refresh of the student's grid, which until then is the teacher's: an untrained field is haze
+everywhere."""
+LAST_LOOKS = 2
+"""Full refreshes of the student's grid at the end."""
+_COLOR_DELTA, _LOG_DELTA = 0.1, 1.0  # where Huber's functions of colours and of log thicknesses become linear
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillWeights:
+    """What counts how much. Losses are means: of colours in [0, 1], of natural logarithms of thickness."""
+
+    pixels: float = 1.0
+    """Rendered colours."""
+    density: float = 0.02
+    """Log thickness at samples, by the larger of both compositing weights."""
+    color: float = 0.2
+    """Colours at samples, by the teacher's compositing weight."""
+    features: float = 0.02
+    """Features at samples, likewise; only where the colour network was inherited, which says what they mean."""
+    empty: float = 0.02
+    """Log thickness above `losses.EMPTY` at points where the teacher's grid is empty."""
+    empty_share: float = 0.125
+    """How many such points there are, in live samples."""
+    fades_over: float = 0.5
+    """Share of the run over which the weight of the samples falls."""
+    faded: float = 0.1
+    """To this part of it."""
+
+    def __post_init__(self) -> None:
+        if not all(v >= 0 for v in (self.pixels, self.density, self.color, self.features, self.empty)):
+            raise ConfigError(f"weights must not be negative; got {self}")
+        if not (0 < self.fades_over <= 1 and 0 < self.faded <= 1 and self.empty_share >= 0):
+            raise ConfigError(f"fades_over and faded must be in (0, 1], empty_share at least 0; got {self}")
+
+    def points(self, progress: float) -> float:
+        """Factor of the weights of samples when that share of the run is done."""
+        return self.faded ** min(1.0, progress / self.fades_over)
+
+
+class Losses(NamedTuple):
+    """The terms of a step, unweighted; None where a term has no part in it."""
+
+    pixels: Tensor
+    density: Tensor
+    color: Tensor
+    features: Tensor | None
+    empty: Tensor | None
+
+
+def inherit(student: RadianceField, teacher: RadianceField) -> list[str]:
+    """Give the student the parts that both have: everything where both are one field, else the networks named alike
+    with the same layout. Returns their names.
+
+    Tables and grids are left out: equal shapes do not make them mean the same places.
+    """
+    mine, theirs = student.state_dict(), teacher.state_dict()
+    if type(student) is type(teacher) and student.config == teacher.config and _alike(mine, theirs):
+        student.load_state_dict(theirs)
+        return sorted(mine)
+    names = []
+    for name in ("density", "color"):
+        a, b = getattr(student, name, None), getattr(teacher, name, None)
+        if not (isinstance(a, nn.Module) and type(a) is type(b)) or isinstance(a, nn.Parameter):
+            continue
+        assert isinstance(b, nn.Module)
+        layouts = [getattr(m, "spec", getattr(m, "config", None)) for m in (a, b)]
+        if layouts[0] == layouts[1] and _alike(a.state_dict(), b.state_dict()):
+            a.load_state_dict(b.state_dict())
+            names.append(name)
+    return names
+
+
+def _alike(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(a[k].shape == b[k].shape for k in a)
+
+
+class DistillTask(FieldTask):
+    """Final. See the module. `occupancy` is the student's own grid; what is marched is that or the teacher's."""
+
+    def __init__(
+        self,
+        field: RadianceField,
+        occupancy: OccupancyGrid,
+        march: MarchConfig,
+        source: RaySource,
+        config: RadianceTaskConfig,
+        teacher: Teacher,
+        weights: DistillWeights | None = None,
+        *,
+        same_features: bool = False,
+        seed: int = 0,
+    ) -> None:
+        """Args:
+        field, occupancy: the student; the grid takes the teacher's cells. As many cascades as the teacher's.
+        config: of the student's training; what concerns photos has no part.
+        same_features: whether features of both mean the same (see `inherit`).
+        """
+        super().__init__(field, occupancy, march, source, config, extra={}, seed=seed)
+        self.teacher, self.weights = teacher, weights or DistillWeights()
+        self.same_features = same_features and field.feature_count == teacher.field.feature_count > 0
+        taught = teacher.model.occupancy
+        if taught.cascades != occupancy.cascades:
+            text = f"the student needs as many occupancy cascades as its teacher, {taught.cascades}"
+            raise ConfigError(f"{text}; got {occupancy.cascades}")
+        flags = torch.nn.functional.adaptive_max_pool3d(taught.flags().float(), occupancy.resolution)
+        self._taught = flags.bool()
+        self._vacant = ~taught.bits if taught.occupied_fraction() < 1 else None
+        occupancy.take_flags(self._taught)
+        self.marched = OccupancyGrid(cascades=occupancy.cascades, resolution=occupancy.resolution).to(flags.device)
+        self.join_grids()
+
+    def step(self, step: int, lr_scale: float) -> StepResult:
+        if step >= FIRST_LOOK and step % self.config.occupancy_every == 0:
+            self._refresh_occupancy(step)
+            self.join_grids()
+        batch = self.source.batch(step, self.ray_count)
+        samples = self._samples(batch, step, self.marched)
+        live = samples.rows.shape[0]
+        if live == 0:
+            return StepResult(float("nan"), False, {"rays": self.ray_count, "live": 0, "marched": samples.marched})
+        losses, squared = self.losses(batch, samples, step)
+        w, fading = self.weights, self.weights.points(self.progress)
+        total = w.pixels * losses.pixels + fading * (w.density * losses.density + w.color * losses.color)
+        if losses.features is not None:
+            total = total + fading * w.features * losses.features
+        if losses.empty is not None:
+            total = total + w.empty * losses.empty
+        finite = self._descend(total, step, lr_scale)
+        counts: dict[str, Any] = {
+            "rays": self.ray_count,
+            "live": live,
+            "marched": samples.marched,
+            "dropped": samples.dropped,
+            "psnr": psnr_of(squared),
+            **{name: float(term.detach()) for name, term in losses._asdict().items() if term is not None},
+        }
+        self._adapt_rays(self.ray_count, live)
+        return StepResult(float(total.detach()), finite, counts)
+
+    def losses(self, batch: RayBatch, samples: PackedSamples, step: int) -> tuple[Losses, float]:
+        """The terms at live samples, and the mean squared error of the pixels."""
+        field, rows = self.field, samples.rows.long()
+        x, directions = samples.positions[rows], batch.rays.directions[samples.ray_ids()]
+        packed = (samples.distances[rows], samples.deltas[rows], samples.offsets)
+        geometry = field.geometry(x)
+        rgb = field.radiance(geometry.features, directions, x=x)
+        out = composite(
+            geometry.density_raw,
+            rgb,
+            *packed,
+            batch.backgrounds,
+            activation=field.density_activation,
+            threshold=self.march.stop,
+        )
+        answers, activation = self.teacher.at(x, directions), self.teacher.field.density_activation
+        with torch.no_grad():
+            taught = composite(
+                answers.density_raw, answers.rgb, *packed, None, activation=activation, threshold=0.0
+            ).weights
+        log_delta = packed[1].log()
+        apart = density_error(
+            log_density(geometry.density_raw, field.density_activation) + log_delta,
+            log_density(answers.density_raw, activation) + log_delta,
+        )
+        error = out.rgb - batch.targets
+        features = None
+        if self.same_features:
+            features = weighted_huber(geometry.features - answers.features, taught, _LOG_DELTA)
+        terms = Losses(
+            huber_loss(error),
+            weighted_huber(apart, torch.maximum(taught, out.weights.detach()), _LOG_DELTA),
+            weighted_huber(rgb - answers.rgb, taught, _COLOR_DELTA),
+            features,
+            self._haze(int(self.weights.empty_share * len(rows)), step),
+        )
+        return terms, float(error.detach().square().mean())
+
+    def _haze(self, count: int, step: int) -> Tensor | None:
+        """Mean error of log thickness at `count` points where the teacher's grid is empty; None without such."""
+        if count == 0 or self._vacant is None:
+            return None
+        grid = self.teacher.model.occupancy.grid
+        _, x = sample_cells(grid, self._vacant, uniform=0, occupied=count, seed=self.seed + 1, step=step)
+        raw = self.field.geometry(x).density_raw
+        log_thickness = log_density(raw, self.field.density_activation) + math.log(self.march.step_size)
+        error = density_error(log_thickness, torch.full_like(log_thickness, -math.inf))
+        return weighted_huber(error, torch.ones_like(error), _LOG_DELTA)
+
+    def join_grids(self) -> None:
+        """What is marched follows the student's grid; called after that was changed from outside too."""
+        self.marched.take_flags(self.occupancy.flags() | self._taught)
+
+    def finish(self, step: int) -> None:
+        """Look at every cell of the student: what its own grid says from now on is what it is rendered by."""
+        for look in range(LAST_LOOKS):
+            self.occupancy.update(
+                lambda x: self._density_pass(x)[0],
+                activation=self.field.density_activation,
+                step=step + 1 + look,
+                seed=self.seed,
+                step_size=self.march.step_size,
+                warmup=True,
+            )
+
+    def _density_pass(self, x: Tensor, footprint: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        return self.field.geometry(x, footprint=footprint).density_raw, None

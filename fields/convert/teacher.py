@@ -1,0 +1,127 @@
+"""What does the teacher say? Density, features and colour at points, and the colours that rays see.
+
+A teacher's field may be foggy where its occupancy grid says that nothing is: rendering never asks there. So it counts
+as empty there at points too, and the fog is not learned.
+
+Targets of pixels are the teacher's own rendering, by its own march: composited at the student's samples instead, a ray
+that the student ends too early would have a target that is cut off at the same place. They are rendered for a pool of
+rays that serves several steps.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..errors import ConfigError
+from ..geometry import Cameras, Rays
+from ..model import Model
+from ..optim.field_task import RayBatch
+from ..render.frame import render_rays
+from .views import views_between
+
+NOTHING = -30.0
+"""Raw density that is next to none in every activation."""
+POOL_STEPS = 32
+"""Steps that a pool of rays serves."""
+POOL_VIEWS = 64
+"""Cameras that a pool's rays belong to."""
+_CHUNK = 1 << 13  # rays rendered at once
+_POINTS = 1 << 18  # points asked at once
+
+
+class Answers(NamedTuple):
+    """What the teacher says of N points."""
+
+    density_raw: Tensor
+    """(N,) before the teacher's activation; `NOTHING` where its occupancy grid is empty."""
+    features: Tensor
+    """(N, F)."""
+    rgb: Tensor
+    """(N, 3)."""
+
+
+class Teacher:
+    """A frozen model that answers."""
+
+    def __init__(self, model: Model) -> None:
+        """
+        Raises:
+            ConfigError: the model holds values that are not finite, or has no occupied cell.
+        """
+        for name, tensor in model.representation.state_dict().items():
+            if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+                raise ConfigError(f"the model to convert is damaged: {name} holds values that are not finite")
+        if model.occupancy.occupied_fraction() == 0:
+            raise ConfigError("the model to convert is empty: no cell of its occupancy grid is occupied")
+        self.model = model
+        self.field = model.representation
+
+    @torch.no_grad()
+    def at(self, x: Tensor, directions: Tensor) -> Answers:
+        """Answers at positions (N, 3), scene frame, seen along unit directions (N, 3)."""
+        parts = [self._at(*given) for given in zip(x.split(_POINTS), directions.split(_POINTS), strict=True)]
+        return parts[0] if len(parts) == 1 else Answers(*(torch.cat(column) for column in zip(*parts, strict=True)))
+
+    def _at(self, x: Tensor, directions: Tensor) -> Answers:
+        geometry = self.field.geometry(x)
+        raw = torch.where(self.model.occupancy.holds(x), geometry.density_raw.float(), NOTHING)
+        return Answers(raw, geometry.features, self.field.radiance(geometry.features, directions, x=x).float())
+
+    @torch.no_grad()
+    def seen(self, rays: Rays) -> tuple[Tensor, Tensor]:
+        """(R, 3) colours over black and (R,) opacities of rays, as the model renders them."""
+        model, black = self.model, rays.origins.new_zeros(3)
+        parts = [
+            render_rays(self.field, model.occupancy, Rays(*chunk), model.march, black)
+            for chunk in zip(rays.origins.split(_CHUNK), rays.directions.split(_CHUNK), strict=True)
+        ]
+        return torch.cat([p.rgb for p in parts]), torch.cat([p.alpha for p in parts])
+
+
+class _Pool(NamedTuple):
+    number: int
+    rays: Rays
+    rgb: Tensor
+    alpha: Tensor
+
+
+class TeacherRays:
+    """`optim.field_task.RaySource`: rays of views between cameras, and what the teacher sees along them."""
+
+    def __init__(self, teacher: Teacher, cameras: Cameras, *, rays: int, seed: int) -> None:
+        """Args:
+        cameras: from where the scene was seen, scene frame.
+        rays: of a pool, rendered every `POOL_STEPS` steps.
+        """
+        self.teacher, self.count, self.seed = teacher, rays, seed
+        self.device = teacher.model.occupancy.bits.device
+        self.cameras = cameras.to(self.device)
+        self._pool: _Pool | None = None
+
+    def batch(self, step: int, count: int) -> RayBatch:
+        """`count` rays of the pool of this step, on random backgrounds."""
+        number = step // POOL_STEPS
+        if self._pool is None or self._pool.number != number:
+            rays = self.rays(self.count, number)
+            self._pool = _Pool(number, rays, *self.teacher.seen(rays))
+        pool, generator = self._pool, self._generator(2 * step)
+        chosen = torch.randint(self.count, (count,), generator=generator).to(self.device)
+        backgrounds = torch.rand(count, 3, generator=generator).to(self.device)
+        targets = pool.rgb[chosen] + (1 - pool.alpha[chosen, None]) * backgrounds
+        rays = Rays(pool.rays.origins[chosen], pool.rays.directions[chosen])
+        return RayBatch(rays, targets, backgrounds, torch.zeros(count, dtype=torch.int64, device=self.device))
+
+    def rays(self, count: int, number: int) -> Rays:
+        """The rays of pool `number`, without targets; negative numbers name rays that no step sees."""
+        generator = self._generator(2 * number + 1)
+        views = views_between(self.cameras, POOL_VIEWS, generator)
+        frames = torch.randint(POOL_VIEWS, (count,), generator=generator).to(self.device)
+        share = torch.rand(count, 2, generator=generator).to(self.device)
+        size = torch.stack([views.width, views.height], 1)[frames]
+        return views.rays(frames, share * size)
+
+    def _generator(self, number: int) -> torch.Generator:
+        return torch.Generator().manual_seed((self.seed * 0x9E3779B97F4A7C15 + number) % (1 << 63))

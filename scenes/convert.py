@@ -1,0 +1,328 @@
+"""Converting a model: from one kind of field to another, with checkpoints and a log, without photos.
+
+This ties the parts together: what the student is made of (`presets`), from where the teacher is looked at, the task
+(`fields.convert`), the loop and the hooks that measure and save.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, get_args
+
+import torch
+
+from .. import __version__  # pyright: ignore[reportMissingImports]
+from ..fields.convert import DistillTask, DistillWeights, Teacher, TeacherRays, inherit, orbit_cameras
+from ..fields.errors import ConfigError
+from ..fields.geometry import Cameras, CaptureKind
+from ..fields.model import Model
+from ..fields.optim.field_task import psnr_of
+from ..fields.optim.loop import Clock, LoopConfig, LoopState, optimise
+from ..fields.radiance import FIELDS
+from ..fields.render import BACKGROUNDS, OccupancyGrid, render_rays
+from .device import Device, pick_device
+from .evaluate import cameras_for, frame_change
+from .presets import Surroundings
+from .run_state import Progress, Speedometer, append_log, load_state, read_state, save_state
+from .scene import Scene
+from .train import Kind, TrainOptions, preset_for
+
+USUAL_SECONDS = 60.0
+PROBE_RAYS = 1 << 12
+"""Rays on which the student is compared with its teacher while it learns."""
+_PROBE = -1  # number of a pool of rays that no step sees
+_LEAST_ALPHA = 0.01  # of the most opaque ray of a teacher that shows anything
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvertOptions:
+    """What a user decides about a conversion."""
+
+    to: Kind = "hash"
+    """Kind of field to make: hash, tensor, planes, rbf, grid, mlp or cam (see 'polyfield train --help')."""
+    max_steps: int | None = None
+    """Total optimisation steps. Default: by time."""
+    max_seconds: float | None = None
+    """Converting time, measuring not counted. Default: 60."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Of the networks' multiplications; auto takes bf16 on processors that have it."""
+    device: Device = "auto"
+    """Where to convert; auto takes an NVIDIA GPU where it works."""
+    seed: int = 0
+    """Of initialisation, views and jitter; one seed, one result on a CPU."""
+    samples: int | None = None
+    """Live samples per step; default by the kind."""
+    bits: Literal[8, 32] = 32
+    """Of a stored weight, for mlp and cam."""
+    checkpoint_every: int = 1000
+    """Steps between checkpoints; one is also written at the end and on Ctrl-C."""
+    evaluate_every: int = 200
+    """Steps between comparisons with the teacher (not counted as converting time)."""
+
+    def __post_init__(self) -> None:
+        if self.to not in get_args(Kind):
+            raise ConfigError(f"a model is converted to one of {', '.join(get_args(Kind))}; got {self.to!r}")
+
+    def loop(self, warmup_steps: int = 20) -> LoopConfig:
+        """Settings of the loop."""
+        if self.max_steps is not None and self.max_seconds is not None:
+            raise ConfigError("give --max-steps or --max-seconds, not both")
+        seconds = USUAL_SECONDS if self.max_steps is None and self.max_seconds is None else self.max_seconds
+        return LoopConfig(max_steps=self.max_steps, max_seconds=seconds, warmup_steps=warmup_steps)
+
+    def training(self) -> TrainOptions:
+        """Options of training that set up a field of this kind."""
+        return TrainOptions(
+            model=self.to,
+            precision=self.precision,
+            device=self.device,
+            seed=self.seed,
+            samples=self.samples,
+            bits=self.bits,
+        )
+
+
+class ConvertResult(NamedTuple):
+    """What came out."""
+
+    model: Model
+    steps: int
+    seconds: float
+    """From the first step to the model, measuring not counted."""
+    psnr_to_teacher: float
+    """Of a fixed sample of rays that no step saw, dB."""
+    precision: str
+    settings: dict[str, Any]
+    """Preset and options as JSON values."""
+    inherited: list[str]
+    """Parts that the student took from the teacher."""
+    skipped_steps: int
+    """Steps that were not finite and changed nothing."""
+
+
+def convert(
+    model: Model,
+    to: Kind,
+    *,
+    scene: Scene | None = None,
+    max_seconds: float | None = None,
+    max_steps: int | None = None,
+    seed: int = 0,
+    run: str | Path | None = None,
+) -> Model:
+    """Make a field of another kind that looks like `model`. No photos are needed.
+
+    Args:
+        model: the teacher; it stays as it is.
+        to: kind of the student.
+        scene: what the model was trained on: its cameras say from where to look. Without it, objects are looked at from
+            all around; other captures need it.
+        max_seconds, max_steps: one of them; 60 seconds by default.
+        seed: one seed and number of steps, one result on a CPU.
+        run: folder for the log and checkpoints; None writes nothing.
+
+    Raises:
+        ConfigError: contradicting options; a teacher that is empty, not finite or of another scene; no cameras where
+            they are needed.
+    """
+    options = ConvertOptions(to=to, max_seconds=max_seconds, max_steps=max_steps, seed=seed)
+    cameras = None if scene is None else scene_cameras(model, scene)
+    return convert_model(model, options, cameras=cameras, run=run).model
+
+
+def convert_model(
+    model: Model,
+    options: ConvertOptions,
+    *,
+    cameras: Cameras | None = None,
+    run: str | Path | None = None,
+    resume: bool = False,
+    report: Callable[[Progress], None] | None = None,
+) -> ConvertResult:
+    """`convert` with all options and results.
+
+    Writes `checkpoint.safetensors` and `metrics.jsonl` into the folder `run`, if any.
+
+    Args:
+        model: the teacher, on the device that `options` picks.
+        cameras: from where its scene was seen, scene frame.
+        resume: continue from `run`'s checkpoint; the result equals that of an uninterrupted run bit for bit on a CPU.
+        report: called every few steps.
+
+    Raises:
+        ConfigError: as `convert`. FormatError: a checkpoint that does not fit.
+        KeyboardInterrupt: passed on after the state was saved.
+    """
+    session = _Session(model, options, cameras, None if run is None else Path(run))
+    state = session.load_checkpoint() if resume else LoopState()
+    if session.run is not None:
+        session.run.mkdir(parents=True, exist_ok=True)
+    loop = options.loop(session.preset.warmup_steps)
+    hooks = [session.log, session.evaluate, session.checkpoint]
+    if report is not None:
+        speed = Speedometer(loop.max_seconds)
+        hooks.append(lambda state, clock: speed.report(state, session.quality, report))
+    try:
+        state = optimise(session.task, loop, hooks, state)
+    except KeyboardInterrupt:
+        session.save_checkpoint()
+        raise
+    clock = Clock(state.seconds)
+    session.save_checkpoint()
+    session.task.finish(state.step)
+    state.seconds = clock.seconds
+    quality = session.measure()
+    return ConvertResult(
+        session.model(state.step),
+        state.step,
+        state.seconds,
+        quality,
+        session.preset.task.precision,
+        session.settings,
+        session.inherited,
+        state.skipped,
+    )
+
+
+def surroundings_of_model(model: Model) -> Surroundings:
+    """How the scene of a model was captured, by what the model says of it."""
+    cascades = model.occupancy.cascades
+    kinds: dict[str, CaptureKind] = {kind: kind for kind in get_args(CaptureKind)}
+    kind = kinds.get(str(model.provenance.get("kind")), "object" if cascades == 1 else "unbounded")
+    return Surroundings(kind, cascades)
+
+
+def scene_cameras(model: Model, scene: Scene) -> Cameras:
+    """The training cameras of a scene in the model's frame.
+
+    Raises:
+        ConfigError: the scene is not the model's.
+    """
+    change = frame_change(model, scene)
+    moved = max(
+        abs(change.scale - 1),
+        float((change.rotation - torch.eye(3).to(change.rotation)).abs().max()),
+        float(change.translation.abs().max()),
+    )
+    if moved > 1e-3:
+        trained = model.provenance.get("scene", "another scene")
+        raise ConfigError(
+            f"scene {scene.name} is not what the model was trained on ({trained}): its frame is {moved:.3g} off; give "
+            "that scene, or none"
+        )
+    return cameras_for(model, scene)[scene.splits["train"]]
+
+
+class _Session:
+    """One conversion: its parts, and the hooks that look on."""
+
+    def __init__(self, model: Model, options: ConvertOptions, cameras: Cameras | None, run: Path | None) -> None:
+        self.options, self.run, self.given = options, run, model
+        self.state = LoopState()
+        device = pick_device(options.device)
+        around = surroundings_of_model(model)
+        self.preset = preset = preset_for(around, options.training())
+        teacher = Teacher(model)
+        if cameras is None:
+            cameras = _cameras_round(model, around)
+        self.rays = TeacherRays(teacher, cameras, rays=preset.task.samples, seed=options.seed)
+        self.field = FIELDS[options.to][0](preset.field, seed=options.seed).to(device)
+        self.inherited = inherit(self.field, teacher.field)
+        self.occupancy = OccupancyGrid(cascades=preset.cascades, resolution=preset.resolution).to(device)
+        self.task = DistillTask(
+            self.field,
+            self.occupancy,
+            preset.march,
+            self.rays,
+            preset.task,
+            teacher,
+            DistillWeights(),
+            same_features="color" in self.inherited,
+            seed=options.seed,
+        )
+        self.settings = {
+            "options": dataclasses.asdict(options),
+            "preset": dataclasses.asdict(preset),
+            "weights": dataclasses.asdict(self.task.weights),
+        }
+        self.quality: float | None = None
+        self.probe = self.rays.rays(PROBE_RAYS, _PROBE)
+        rgb, alpha = teacher.seen(self.probe)
+        if not bool(torch.isfinite(rgb).all()):
+            raise ConfigError("the model to convert is damaged: it renders to values that are not finite")
+        if float(alpha.max()) < _LEAST_ALPHA:
+            raise ConfigError(f"the model to convert is empty: none of {PROBE_RAYS} rays meets anything")
+        self.behind = rgb.new_full((3,), BACKGROUNDS[model.background])
+        self.target = (rgb + (1 - alpha[:, None]) * self.behind).clamp(0, 1)
+
+    def model(self, step: int) -> Model:
+        """The student as a model."""
+        provenance = {
+            **self.given.provenance,
+            "polyfield": __version__,
+            "torch": torch.__version__,
+            "steps": step,
+            "precision": self.preset.task.precision,
+            "converted_from": [*self.given.provenance.get("converted_from", []), self.given.kind],
+        }
+        given = self.given
+        return Model(self.field, self.occupancy, self.preset.march, given.to_dataset, given.background, provenance)
+
+    def measure(self) -> float:
+        """PSNR of the student against the teacher on the probe, dB."""
+        rgb = render_rays(self.field, self.occupancy, self.probe, self.preset.march, self.behind).rgb.clamp(0, 1)
+        return psnr_of(float((rgb - self.target).square().mean()))
+
+    # -- hooks ------------------------------------------------------------------------------------------------------
+
+    def log(self, state: LoopState, clock: Clock) -> None:
+        self.state = state
+        if self.run is not None and (state.step % 10 == 0 or state.step == state.total_steps):
+            values = {"loss": state.result.loss, **state.result.counts}
+            append_log(self.run, state, {**values, "occupied": self.occupancy.occupied_fraction()})
+
+    def evaluate(self, state: LoopState, clock: Clock) -> None:
+        if state.step % self.options.evaluate_every and state.step != state.total_steps:
+            return
+        with clock.paused():
+            self.quality = self.measure()
+            if self.run is not None:
+                append_log(self.run, state, {"teacher_psnr": self.quality})
+
+    def checkpoint(self, state: LoopState, clock: Clock) -> None:
+        if state.step % self.options.checkpoint_every == 0 and state.step != state.total_steps:
+            self.save_checkpoint()
+
+    # -- files ------------------------------------------------------------------------------------------------------
+
+    def save_checkpoint(self) -> None:
+        if self.run is not None:
+            save_state(self.run, self.task, self.state, self._identity())
+
+    def load_checkpoint(self) -> LoopState:
+        if self.run is None:
+            raise ConfigError("to resume a conversion, give the folder of its run")
+        self.state = load_state(self.run, read_state(self.run), self.task, self._identity())
+        self.task.join_grids()
+        return self.state
+
+    def _identity(self) -> dict[str, Any]:
+        """What must agree between a checkpoint and the run that resumes it; lengths may differ."""
+        free = {"max_steps", "max_seconds", "checkpoint_every", "evaluate_every", "device"}
+        options = {k: v for k, v in self.settings["options"].items() if k not in free}
+        identity = {**options, "preset": self.settings["preset"], "weights": self.settings["weights"]}
+        identity |= {"teacher": self.given.kind, "cameras": len(self.rays.cameras)}
+        return json.loads(json.dumps(identity))
+
+
+def _cameras_round(model: Model, around: Surroundings) -> Cameras:
+    if around.kind != "object":
+        raise ConfigError(
+            f"the model is of a capture of kind {around.kind!r}: from where it was seen must be known; give the run "
+            "folder in place of the model file, or the scene"
+        )
+    return orbit_cameras(model.occupancy.occupied_box())
