@@ -67,12 +67,12 @@ class ConvertOptions:
         if self.to not in get_args(Kind):
             raise ConfigError(f"a model is converted to one of {', '.join(get_args(Kind))}; got {self.to!r}")
 
-    def loop(self, warmup_steps: int = 20) -> LoopConfig:
-        """Settings of the loop."""
+    def loop(self) -> LoopConfig:
+        """Settings of the loop; a student does not need the long warm-up of a network that starts from haze."""
         if self.max_steps is not None and self.max_seconds is not None:
             raise ConfigError("give --max-steps or --max-seconds, not both")
         seconds = USUAL_SECONDS if self.max_steps is None and self.max_seconds is None else self.max_seconds
-        return LoopConfig(max_steps=self.max_steps, max_seconds=seconds, warmup_steps=warmup_steps)
+        return LoopConfig(max_steps=self.max_steps, max_seconds=seconds)
 
     def training(self) -> TrainOptions:
         """Options of training that set up a field of this kind."""
@@ -161,7 +161,7 @@ def convert_model(
     state = session.load_checkpoint() if resume else LoopState()
     if session.run is not None:
         session.run.mkdir(parents=True, exist_ok=True)
-    loop = options.loop(session.preset.warmup_steps)
+    loop = options.loop()
     hooks = [session.log, session.evaluate, session.checkpoint]
     if report is not None:
         speed = Speedometer(loop.max_seconds)

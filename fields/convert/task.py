@@ -31,8 +31,6 @@ from .teacher import Teacher
 FIRST_LOOK = 64
 """Step of the first refresh of the student's grid, which until then is the teacher's: an untrained field is haze
 everywhere."""
-LAST_LOOKS = 2
-"""Full refreshes of the student's grid at the end."""
 _COLOR_DELTA, _LOG_DELTA = 0.1, 1.0  # where Huber's functions of colours and of log thicknesses become linear
 
 
@@ -222,16 +220,16 @@ class DistillTask(FieldTask):
         self.marched.take_flags(self.occupancy.flags() | self._taught)
 
     def finish(self, step: int) -> None:
-        """Look at every cell of the student: what its own grid says from now on is what it is rendered by."""
-        for look in range(LAST_LOOKS):
-            self.occupancy.update(
-                lambda x: self._density_pass(x)[0],
-                activation=self.field.density_activation,
-                step=step + 1 + look,
-                seed=self.seed,
-                step_size=self.march.step_size,
-                warmup=True,
-            )
+        """Look at every cell of the student, and again at the occupied ones: what its own grid says from now on is what
+        it is rendered by."""
+        asked = {
+            "density_raw": lambda x: self._density_pass(x)[0],
+            "activation": self.field.density_activation,
+            "seed": self.seed,
+            "step_size": self.march.step_size,
+        }
+        self.occupancy.update(**asked, step=step + 1, warmup=True)
+        self.occupancy.look_again(**asked, step=step + 2)
 
     def _density_pass(self, x: Tensor, footprint: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         return self.field.geometry(x, footprint=footprint).density_raw, None

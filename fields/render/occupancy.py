@@ -105,6 +105,29 @@ class OccupancyGrid(nn.Module):
         decay_and_max_(self.grid, cells, torch.cat([positions.new_zeros(0), *parts]), self.decay)
         self.refresh_bits()
 
+    @torch.no_grad()
+    def look_again(
+        self,
+        density_raw: Callable[[Tensor], Tensor],
+        *,
+        activation: str,
+        step: int,
+        seed: int,
+        step_size: float,
+        looks: int = 8,
+    ) -> None:
+        """Forget how thick occupied cells were and look at each of them `looks` times: what has thinned out since goes
+        at once. Arguments as of `update`; empty cells stay empty.
+        """
+        count = looks * int(self.flags().sum())
+        if count == 0:
+            return
+        cells, positions = sample_cells(self.grid, self.bits, uniform=0, occupied=count, seed=seed, step=step)
+        parts = [self._thickness(density_raw, p, activation, step_size) for p in positions.split(_CHUNK)]
+        self.grid.copy_(torch.where(self.grid >= 0, 0.0, self.grid))
+        decay_and_max_(self.grid, cells, torch.cat(parts), self.decay)
+        self.refresh_bits()
+
     @staticmethod
     def _thickness(
         density_raw: Callable[[Tensor], Tensor], positions: Tensor, activation: str, step_size: float

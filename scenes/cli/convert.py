@@ -22,7 +22,7 @@ from . import run_folder
 from .arguments import parse
 from .errors import OK, Interrupted
 from .machine import machine_facts, peak_memory_bytes
-from .progress import clock, decibels, show_count, show_training, size
+from .progress import clock, decibels, show_count, show_training
 
 if TYPE_CHECKING:
     from ...fields.geometry import Cameras
@@ -249,7 +249,7 @@ def summary(command: Convert, facts: dict[str, Any]) -> str:
     if facts["psnr"] is not None:
         images = f"{facts['protocol']['images']} {facts['protocol']['split']} images"
         found += f", {decibels(facts['psnr'])} on {images} (teacher {decibels(facts['teacher_psnr'])})"
-    sizes = f"{size(facts['bytes'])} (teacher {size(facts['teacher_bytes'])})"
+    sizes = f"{facts['bytes'] / 1e6:.2f} MB (teacher {facts['teacher_bytes'] / 1e6:.2f} MB)"
     return f"{found}; {sizes}; {facts['steps']} steps in {clock(facts['convert_seconds'])}; {command.out}"
 
 

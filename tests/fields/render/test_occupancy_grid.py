@@ -167,3 +167,37 @@ def test_the_occupied_box_is_that_of_the_occupied_cells_of_all_cascades():
     assert torch.equal(grid.occupied_box(), torch.tensor([[-0.25, -2.0, -0.75], [0.75, -0.25, 2.0]]))
     grid.bits.zero_()
     assert torch.equal(grid.occupied_box(), torch.tensor([[-2.0] * 3, [2.0] * 3]))
+
+
+def test_points_are_held_by_the_smallest_cascade_around_them():
+    grid = OccupancyGrid(cascades=2, resolution=8)
+    flags = torch.zeros(2, 8, 8, 8, dtype=torch.bool)
+    flags[0, 4, 5, 6] = True  # z 0 to 0.25, y 0.25 to 0.5, x 0.5 to 0.75
+    flags[1, 0, 7, 7] = True
+    grid.take_flags(flags)
+    x = torch.tensor(
+        [[0.6, 0.3, 0.1], [0.8, 0.3, 0.1], [1.9, 1.6, -1.6], [0.9, 0.9, -0.9], [2.1, 1.6, -1.6], [float("nan"), 0, 0]]
+    )
+    assert grid.holds(x).tolist() == [True, False, True, False, False, False]
+    centres = grid.cell_centres()[0].reshape(-1, 3)
+    assert torch.equal(grid.holds(centres), grid.flags()[0].flatten())
+    with pytest.raises(ShapeError, match="flags must be"):
+        grid.take_flags(flags[:1])
+
+
+def test_looking_again_drops_what_has_thinned_out_and_adds_nothing():
+    grid = refreshed()
+    before = grid.flags()
+    grid.look_again(ball(0.2), activation="exp", step=9, seed=1, step_size=STEP)
+    fresh = OccupancyGrid(cascades=1, resolution=16)
+    for step in range(8):
+        fresh.update(ball(0.2), activation="exp", step=step, seed=2, step_size=STEP, warmup=True)
+    assert int(before.sum()) > int(grid.flags().sum()) > 0
+    assert bool((before | ~grid.flags()).all())
+    assert int((grid.flags() ^ (fresh.flags() & before)).sum()) < 0.3 * int(grid.flags().sum())
+    everywhere, nowhere = OccupancyGrid(resolution=16), OccupancyGrid(resolution=16)
+    nowhere.take_flags(torch.zeros_like(nowhere.flags()))
+    nowhere.look_again(ball(0.2), activation="exp", step=9, seed=1, step_size=STEP)
+    assert nowhere.occupied_fraction() == 0
+    everywhere.look_again(ball(0.2), activation="exp", step=9, seed=1, step_size=STEP)
+    assert 0 < everywhere.occupied_fraction() < 0.1

@@ -1,0 +1,215 @@
+"""A step compares what it should, and empty and solid space come out true wherever the student starts."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from helpers.ball_model import MARCH, ball_field, ball_model
+from torch import Tensor
+
+from polyfield.fields import FIELDS, ConfigError, Model, OccupancyGrid, RadianceField
+from polyfield.fields.convert import DistillTask, DistillWeights, Teacher, TeacherRays, inherit, orbit_cameras
+from polyfield.fields.convert.losses import density_error
+from polyfield.fields.convert.task import FIRST_LOOK
+from polyfield.fields.ops.composite import composite
+from polyfield.fields.ops.hash_encode import HashGridSpec
+from polyfield.fields.optim.field_task import RadianceTaskConfig
+from polyfield.fields.optim.loop import LoopConfig, optimise
+from polyfield.fields.radiance import (
+    GridFieldConfig,
+    HashField,
+    HashFieldConfig,
+    PlanesFieldConfig,
+    TensorField,
+    TensorFieldConfig,
+)
+from polyfield.fields.render import render_rays
+
+SMALL = {
+    "tensor": TensorFieldConfig(first_voxels=8**3, final_voxels=8**3),
+    "planes": PlanesFieldConfig(first_voxels=8**3, final_voxels=8**3),
+    "grid": GridFieldConfig(first_cells=8),
+}
+GRID = HashGridSpec(levels=4, channels=2, base_resolution=8, finest_resolution=32, log2_table_size=12)
+
+
+def task_of(field: RadianceField, teacher: Model, *, samples: int = 8192, **changes) -> DistillTask:
+    asked = Teacher(teacher)
+    rays = TeacherRays(asked, orbit_cameras(teacher.occupancy.occupied_box()), rays=1024, seed=0)
+    config = RadianceTaskConfig(samples=samples, first_rays=256)
+    occupancy = OccupancyGrid(cascades=1, resolution=16)
+    return DistillTask(field, occupancy, MARCH, rays, config, asked, **changes)
+
+
+def likeness(task: DistillTask) -> float:
+    """PSNR of the student, by its own grid, against the teacher."""
+    assert isinstance(task.source, TeacherRays)
+    rays = task.source.rays(2000, -1)
+    rgb, alpha = task.teacher.seen(rays)
+    white = torch.ones(3)
+    mine = render_rays(task.field, task.occupancy, rays, MARCH, white).rgb
+    return float(-10 * (mine - rgb - (1 - alpha[:, None])).square().mean().log10())
+
+
+def small_hash() -> HashField:
+    return HashField(HashFieldConfig(grid=GRID, density_width=16, color_width=16))
+
+
+@torch.no_grad()
+def test_losses_are_the_sums_by_hand():
+    task = task_of(small_hash(), ball_model(), samples=1024)
+    batch = task.source.batch(0, 40)
+    samples = task._samples(batch, 0, task.marched)
+    losses, squared = task.losses(batch, samples, 0)
+    field, teacher = task.field, task.teacher
+    errors, density, color, total, total_taught = [], 0.0, 0.0, 0.0, 0.0
+    for ray in range(40):
+        rows = samples.rows[samples.offsets[ray] : samples.offsets[ray + 1]].long()
+        x, delta = samples.positions[rows], samples.deltas[rows]
+        d = batch.rays.directions[ray].expand(len(rows), 3)
+        geometry, answers = field.geometry(x), teacher.at(x, d)
+        rgb = field.radiance(geometry.features, d, x=x)
+        mine, theirs = (weights(raw.exp() * delta) for raw in (geometry.density_raw, answers.density_raw))
+        left = float(torch.exp(-(geometry.density_raw.exp() * delta).sum()))
+        errors.append((mine[:, None] * rgb).sum(0) + left * batch.backgrounds[ray] - batch.targets[ray])
+        apart = density_error(geometry.density_raw + delta.log(), answers.density_raw + delta.log())
+        either = torch.maximum(mine, theirs)
+        density += float((either * huber(apart, 1.0)).sum())
+        color += float((theirs * huber(rgb - answers.rgb, 0.1).mean(1)).sum())
+        total, total_taught = total + float(either.sum()), total_taught + float(theirs.sum())
+    error = torch.stack(errors)
+    assert total_taught > 1
+    assert float(losses.pixels) == pytest.approx(float(huber(error, 0.1).mean()), rel=1e-4)
+    assert squared == pytest.approx(float(error.square().mean()), rel=1e-4)
+    assert float(losses.density) == pytest.approx(density / total, rel=1e-3)
+    assert float(losses.color) == pytest.approx(color / total_taught, rel=1e-3)
+    assert losses.features is None
+    assert losses.empty is not None
+    assert float(losses.empty) == pytest.approx(math.log(MARCH.step_size / 1e-3) - 0.5, abs=0.05)  # a density of 1
+
+
+def weights(x: Tensor) -> Tensor:
+    return torch.exp(-(x.cumsum(0) - x)) * -torch.expm1(-x)
+
+
+def huber(error: Tensor, delta: float) -> Tensor:
+    return torch.where(error.abs() < delta, 0.5 * error * error / delta, error.abs() - 0.5 * delta)
+
+
+def test_points_are_drawn_only_where_the_teacher_is_empty():
+    task = task_of(small_hash(), ball_model())
+    asked = []
+    geometry = task.field.geometry
+    task.field.geometry = lambda x: asked.append(x) or geometry(x)  # pyright: ignore[reportAttributeAccessIssue]
+    assert task._haze(3000, 5) is not None
+    (x,) = asked
+    assert x.shape == (3000, 3)
+    assert not bool(task.teacher.model.occupancy.holds(x).any())
+    assert float(x.abs().max()) > 0.95
+
+
+@pytest.mark.slow
+def test_a_student_that_fills_the_teachers_empty_space_clears_it():
+    task = task_of(ball_field(radius=0.9, density=200.0), ball_model(radius=0.4), samples=2048)
+    before = likeness(task)
+    task.occupancy.take_flags(torch.ones_like(task.occupancy.flags()))  # it knows of its own matter
+    task.join_grids()
+    optimise(task, LoopConfig(max_steps=200))
+    task.finish(200)
+    x = torch.tensor([[0.7, 0.0, 0.0], [0.0, -0.6, 0.3], [0.0, 0.0, 0.0]])
+    outside, edge, inside = task.field.geometry(x).density_raw.tolist()
+    assert likeness(task) > max(24, before + 8)
+    assert max(outside, edge) < 0 < inside
+    assert not bool(task.occupancy.holds(x[:2]).any())
+
+
+@pytest.mark.slow
+def test_a_student_that_is_empty_where_the_teacher_is_solid_fills_it():
+    """Although its own grid says that there is nothing, so that its own march would never go there."""
+    field = ball_field(radius=0.2, centre=-0.6)
+    task = task_of(field, ball_model(radius=0.4), samples=2048)
+    task.occupancy.take_flags(torch.zeros_like(task.occupancy.flags()))
+    task.join_grids()
+    before = likeness(task)
+    optimise(task, LoopConfig(max_steps=200))
+    task.finish(200)
+    assert likeness(task) > max(24, before + 8)
+    assert float(field.geometry(torch.zeros(1, 3)).density_raw) > 2
+
+
+@pytest.mark.slow
+def test_haze_that_no_ray_stops_in_goes_too():
+    """Outside the teacher's cells nobody marches before the first look of the student; points are drawn there."""
+    field = small_hash()
+    task = task_of(field, ball_model(radius=0.3))
+    corner = torch.tensor([[0.9, 0.9, 0.9], [-0.8, 0.9, -0.9]])
+    assert float(field.geometry(corner).density_raw.min()) > -0.5
+    optimise(task, LoopConfig(max_steps=FIRST_LOOK - 1))
+    assert float(field.geometry(corner).density_raw.max()) < math.log(1e-3 / MARCH.step_size) + 1
+
+
+def test_the_first_grid_is_the_teachers_and_what_is_marched_is_both():
+    teacher = ball_model(resolution=32)
+    task = task_of(small_hash(), teacher)
+    blocks = teacher.occupancy.flags().reshape(1, 16, 2, 16, 2, 16, 2).any(6).any(4).any(2)
+    assert torch.equal(task.occupancy.flags(), blocks)
+    task.occupancy.take_flags(~blocks)
+    task.join_grids()
+    assert task.marched.occupied_fraction() == 1
+
+
+def test_grids_of_other_reach_are_refused():
+    asked = Teacher(ball_model())
+    rays = TeacherRays(asked, orbit_cameras(torch.tensor([[-1.0] * 3, [1.0] * 3])), rays=64, seed=0)
+    with pytest.raises(ConfigError, match="as many occupancy cascades as its teacher, 1; got 2"):
+        DistillTask(small_hash(), OccupancyGrid(cascades=2), MARCH, rays, RadianceTaskConfig(), asked)
+
+
+def test_the_weight_of_points_falls_and_stays():
+    w = DistillWeights(fades_over=0.5, faded=0.1)
+    assert [w.points(p) for p in (0, 0.25, 0.5, 1)] == pytest.approx([1, 0.1**0.5, 0.1, 0.1])
+    with pytest.raises(ConfigError, match="weights must not be negative"):
+        DistillWeights(density=-1)
+
+
+def test_networks_of_one_layout_are_inherited_and_tables_are_not():
+    teacher, student = small_hash(), TensorField(TensorFieldConfig(density_width=16, color_width=16))
+    assert inherit(student, teacher) == ["color"]
+    assert torch.equal(student.color.parameters_flat, teacher.color.parameters_flat)
+    wide = TensorField(TensorFieldConfig(density_width=16, color_width=32))
+    assert inherit(wide, teacher) == []
+    other = HashField(HashFieldConfig(grid=GRID, density_width=16, color_width=16, lr=1e-3), seed=1)
+    table = other.encoding.table.detach().clone()
+    assert inherit(other, teacher) == ["density", "color"]
+    assert torch.equal(other.encoding.table, table)
+
+
+@pytest.mark.parametrize("kind", FIELDS)
+def test_one_field_with_itself_shares_everything(kind):
+    cls, config = FIELDS[kind]
+    made = SMALL.get(kind, config())
+    teacher, student = cls(made, seed=1), cls(made, seed=2)
+    inherit(student, teacher)
+    mine, theirs = student.state_dict(), teacher.state_dict()
+    assert all(torch.equal(mine[k], theirs[k]) for k in theirs)
+
+
+def test_features_are_compared_where_they_mean_the_same():
+    teacher = ball_model()
+    teacher.representation = small_hash()
+    for same in (False, True):
+        task = task_of(small_hash(), teacher, samples=1024, same_features=same)
+        batch = task.source.batch(0, 30)
+        losses, _ = task.losses(batch, task._samples(batch, 0, task.marched), 0)
+        assert (losses.features is not None) == same
+    samples = task._samples(batch, 0, task.marched)
+    rows = samples.rows.long()
+    x, ids = samples.positions[rows], samples.ray_ids()
+    answers = task.teacher.at(x, batch.rays.directions[ids])
+    packed = (samples.distances[rows], samples.deltas[rows], samples.offsets, None)
+    taught = composite(answers.density_raw, answers.rgb, *packed, threshold=0.0).weights
+    apart = huber(task.field.geometry(x).features - answers.features, 1.0).mean(1)
+    assert losses.features is not None
+    assert float(losses.features) == pytest.approx(float((taught * apart).sum() / taught.sum()), rel=1e-4)

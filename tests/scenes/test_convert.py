@@ -1,0 +1,135 @@
+"""Converting: every kind learns from another, it is repeatable, and what cannot be converted is refused."""
+
+from __future__ import annotations
+
+import signal
+from dataclasses import replace
+
+import pytest
+import torch
+from helpers.ball_model import ball_model
+from helpers.small_presets import shrink_presets
+from helpers.tiny import tiny_scene
+
+from polyfield.fields import FIELDS, ConfigError, FormatError, Model, Similarity
+from polyfield.fields.formats.model_file import read_tensors
+from polyfield.fields.ops import _cpu
+from polyfield.fields.radiance import GridField
+from polyfield.scenes.convert import ConvertOptions, convert, convert_model, scene_cameras
+from polyfield.scenes.run_state import CHECKPOINT
+
+pytestmark = pytest.mark.skipif(_cpu.level() == "reference", reason="converting by the torch references takes minutes")
+FAST = {"samples": 2048, "precision": "fp32", "evaluate_every": 50}
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch):
+    shrink_presets(monkeypatch)
+
+
+def run(to: str, steps: int, model: Model | None = None, **changes):
+    where = {k: changes.pop(k) for k in ("run", "resume", "report") if k in changes}
+    options = ConvertOptions(**{"to": to, "max_steps": steps, **FAST, **changes})
+    return convert_model(model or ball_model(), options, **where)
+
+
+def tensors_of(model: Model) -> dict[str, torch.Tensor]:
+    return {**model.representation.state_dict(), **model.occupancy.state_dict()}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", FIELDS)
+def test_every_kind_learns_from_a_grid(kind):
+    begun, learned = run(kind, 1), run(kind, 150)
+    assert learned.psnr_to_teacher > max(23, begun.psnr_to_teacher + 6)
+    assert learned.steps == 150
+    assert learned.skipped_steps == 0
+    assert learned.model.kind == kind
+    assert learned.model.background == "white"
+    assert learned.model.provenance["converted_from"] == ["grid"]
+    x = torch.tensor([[0.0, 0.0, 0.0], [0.9, 0.9, 0.9]])
+    assert learned.model.occupancy.holds(x).tolist() == [True, False]
+
+
+@pytest.mark.slow
+def test_there_and_back_again():
+    back = run("grid", 150, run("hash", 150).model)
+    assert back.model.provenance["converted_from"] == ["grid", "hash"]
+    assert back.psnr_to_teacher > 23
+
+
+def test_a_kind_into_itself_begins_at_the_goal():
+    teacher = run("hash", 30).model
+    again = run("hash", 1, teacher)
+    assert "encoding.table" in again.inherited
+    assert again.psnr_to_teacher > 30
+    assert again.model.representation is not teacher.representation
+
+
+def test_the_teacher_stays_as_it_is():
+    teacher = ball_model()
+    before = {k: v.clone() for k, v in tensors_of(teacher).items()}
+    run("planes", 3, teacher)
+    assert all(torch.equal(v, before[k]) for k, v in tensors_of(teacher).items())
+    assert all(p.requires_grad for p in teacher.representation.parameters())
+
+
+@pytest.mark.parametrize(
+    "changes", [{"to": "hash"}, {"to": "tensor"}, {"to": "grid"}, {"to": "cam", "bits": 8}], ids=lambda c: c["to"]
+)
+def test_an_interrupted_conversion_resumes_to_the_same_bits(tmp_path, monkeypatch, changes):
+    """Over the first look at the student's grid, new pools of rays and growth."""
+    monkeypatch.setattr("polyfield.fields.convert.task.FIRST_LOOK", 8)
+    monkeypatch.setattr("polyfield.fields.convert.teacher.POOL_STEPS", 8)
+    steps = {"steps": 24, **changes}
+    whole = run(**steps, run=tmp_path / "whole")
+
+    def stop(progress) -> None:
+        if progress.step == 10:
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(**steps, run=tmp_path / "cut", report=stop)
+    resumed = run(**steps, run=tmp_path / "cut", resume=True)
+    assert resumed.steps == 24
+    mine, theirs = tensors_of(resumed.model), tensors_of(whole.model)
+    assert mine.keys() == theirs.keys()
+    assert all(torch.equal(mine[k], theirs[k]) for k in theirs)
+    a, b = (read_tensors(tmp_path / name / CHECKPOINT, kind="checkpoint")[1] for name in ("whole", "cut"))
+    assert all(torch.equal(a[k], b[k]) for k in a)
+    logs = [(tmp_path / name / "metrics.jsonl").read_text().count("\n") for name in ("whole", "cut")]
+    assert logs[0] == logs[1]
+
+
+def test_a_checkpoint_of_another_conversion_is_refused(tmp_path):
+    run("hash", 2, run=tmp_path)
+    with pytest.raises(ConfigError, match=r"other settings \(seed\)"):
+        run("hash", 4, run=tmp_path, resume=True, seed=1)
+    with pytest.raises(FormatError, match="nothing to resume"):
+        run("hash", 4, run=tmp_path / "none", resume=True)
+
+
+def test_the_scene_says_from_where_to_look(tmp_path):
+    scene, teacher = tiny_scene(), ball_model()
+    cameras = scene_cameras(teacher, scene)
+    assert len(cameras) == 10
+    assert convert(teacher, "grid", scene=scene, max_steps=2).kind == "grid"
+    elsewhere = replace(scene, to_scene=Similarity(0.5, torch.eye(3).double(), torch.zeros(3).double()))
+    with pytest.raises(ConfigError, match=r"scene tiny is not what the model was trained on \(ball\)"):
+        convert(teacher, "grid", scene=elsewhere, max_steps=2)
+
+
+def test_what_cannot_be_converted_is_refused():
+    with pytest.raises(ConfigError, match="not both"):
+        convert(ball_model(), "hash", max_steps=1, max_seconds=1)
+    with pytest.raises(ConfigError, match="converted to one of hash, tensor"):
+        convert(ball_model(), "splat", max_steps=1)  # pyright: ignore[reportArgumentType]
+    model = ball_model()
+    assert isinstance(model.representation, GridField)
+    with torch.no_grad():
+        model.representation.density.zero_()
+    with pytest.raises(ConfigError, match="empty: none of 4096 rays meets anything"):
+        convert(model, "hash", max_steps=1)
+    unbounded = replace(ball_model(), provenance={"kind": "unbounded"})
+    with pytest.raises(ConfigError, match="from where it was seen must be known"):
+        convert(unbounded, "hash", max_steps=1)
