@@ -36,13 +36,17 @@ _COLOR_DELTA, _LOG_DELTA = 0.1, 1.0  # where Huber's functions of colours and of
 
 @dataclass(frozen=True, kw_only=True)
 class DistillWeights:
-    """What counts how much. Losses are means: of colours in [0, 1], of natural logarithms of thickness."""
+    """What counts how much. Losses are means: of colours in [0, 1], of natural logarithms of thickness.
+
+    Lego at 200x200, hash to tensor, 120 steps, likeness to the teacher: 19.9 dB by pixels alone, 25.0 dB with a fifth
+    of `density` and 0.4 of `color`, 28.6 dB with these, 28.4 dB with three times as much.
+    """
 
     pixels: float = 1.0
     """Rendered colours."""
-    density: float = 0.02
+    density: float = 0.1
     """Log thickness at samples, by the larger of both compositing weights."""
-    color: float = 0.2
+    color: float = 0.5
     """Colours at samples, by the teacher's compositing weight."""
     features: float = 0.02
     """Features at samples, likewise; only where the colour network was inherited, which says what they mean."""
@@ -52,7 +56,7 @@ class DistillWeights:
     """How many such points there are, in live samples."""
     fades_over: float = 0.5
     """Share of the run over which the weight of the samples falls."""
-    faded: float = 0.1
+    faded: float = 0.3
     """To this part of it."""
 
     def __post_init__(self) -> None:

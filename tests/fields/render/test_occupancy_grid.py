@@ -174,7 +174,9 @@ def test_points_are_held_by_the_smallest_cascade_around_them():
     flags = torch.zeros(2, 8, 8, 8, dtype=torch.bool)
     flags[0, 4, 5, 6] = True  # z 0 to 0.25, y 0.25 to 0.5, x 0.5 to 0.75
     flags[1, 0, 7, 7] = True
+    flags[0, 4, 4, 7] = True  # next to the cell of the larger cascade that (1.2, 0.1, 0.1) lies in
     grid.take_flags(flags)
+    assert not bool(grid.holds(torch.tensor([[1.2, 0.1, 0.1]])))
     x = torch.tensor(
         [[0.6, 0.3, 0.1], [0.8, 0.3, 0.1], [1.9, 1.6, -1.6], [0.9, 0.9, -0.9], [2.1, 1.6, -1.6], [float("nan"), 0, 0]]
     )
