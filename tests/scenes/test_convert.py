@@ -109,6 +109,13 @@ def test_a_checkpoint_of_another_conversion_is_refused(tmp_path):
         run("hash", 4, run=tmp_path / "none", resume=True)
 
 
+def test_steps_are_small_unless_asked_otherwise():
+    sizes = {None: 1 << 14, 2048: 2048, 1 << 15: 1 << 15}
+    for asked, expected in sizes.items():
+        options = ConvertOptions(to="planes", max_steps=1, precision="fp32", device="cpu", samples=asked)
+        assert convert_model(ball_model(), options).settings["preset"]["task"]["samples"] == expected
+
+
 def test_the_scene_says_from_where_to_look(tmp_path):
     scene, teacher = tiny_scene(), ball_model()
     cameras = scene_cameras(teacher, scene)
