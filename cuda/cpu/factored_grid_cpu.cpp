@@ -111,8 +111,7 @@ void backward_group(const Layout& layout, const T* x, i64 samples, const T* para
           const FactorCell<T>& cell = terms[i].cells[k];
           const auto texel = [&](i64 place) { return read(parameters + place + c, zero); };
           along[i][factor.axis_a] += total<T>(V(mine * blend<V>(cell, cell.along_a, texel)));
-          if (factor.axis_b >= 0)
-            along[i][factor.axis_b] += total<T>(V(mine * blend<V>(cell, cell.along_b, texel)));
+          if (factor.axis_b >= 0) along[i][factor.axis_b] += total<T>(V(mine * blend<V>(cell, cell.along_b, texel)));
         }
       });
     }
