@@ -101,7 +101,8 @@ def run(arguments: Sequence[str]) -> int:
     if command.resume:
         stored = run_folder.read_config(command.folder)
         command = parse(Convert, arguments, "polyfield convert", default=_stored_command(command, stored))
-        command = _prefer_steps(command, stored)
+        converting = run_folder.prefer_steps(command.converting, stored["converting"])
+        command = dataclasses.replace(command, converting=converting)
     command.converting.loop()
     path, out = run_folder.model_file(command.model), command.folder
     settings = command.settings(path)
@@ -136,14 +137,6 @@ def _stored_command(command: Convert, stored: dict[str, Any]) -> Convert:
         return Convert(converting=converting, **given, **stored["evaluation"])
     except (KeyError, TypeError, AttributeError) as error:
         raise ConfigError(f"{command.folder / run_folder.CONFIG} is not that of a conversion: {error}") from error
-
-
-def _prefer_steps(command: Convert, stored: dict[str, Any]) -> Convert:
-    """A run that was started with --max-seconds and is resumed with --max-steps goes by the steps from now on."""
-    converting = command.converting
-    if converting.max_steps is None or stored["converting"].get("max_steps") is not None:
-        return command
-    return dataclasses.replace(command, converting=dataclasses.replace(converting, max_seconds=None))
 
 
 def _load(command: Convert) -> Scene:

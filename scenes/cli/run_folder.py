@@ -6,14 +6,20 @@ A run folder holds `config.json` (what was asked for), `cameras.json` (the data 
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ...fields.errors import ConfigError, FormatError
 from ...fields.formats import is_leftover, remove_leftovers, write_json
 
+if TYPE_CHECKING:
+    from ..convert import ConvertOptions
+    from ..train import TrainOptions
+
+Options = TypeVar("Options", "TrainOptions", "ConvertOptions")
 RUNS = Path("runs")
 CONFIG, CAMERAS, RESULT = "config.json", "cameras.json", "result.json"
 MODEL, CHECKPOINT = "model.safetensors", "checkpoint.safetensors"
@@ -147,6 +153,14 @@ def continue_run(run: Path, config: dict[str, Any], stored: dict[str, Any]) -> d
     if new != old:
         write_json(run / CONFIG, {**stored, **config})
     return config
+
+
+def prefer_steps(options: Options, stored: dict[str, Any]) -> Options:
+    """The options of a run to be resumed: one that was started with --max-seconds and is resumed with --max-steps goes
+    by the steps from now on. `stored`: its options as `config.json` keeps them."""
+    if options.max_steps is None or stored.get("max_steps") is not None:
+        return options
+    return dataclasses.replace(options, max_seconds=None)
 
 
 def model_file(path: Path) -> Path:

@@ -85,9 +85,9 @@ def run(arguments: Sequence[str]) -> int:
     if command.resume:
         out = command.out or run_folder.newest(command.scene, command.training.model)
         stored = run_folder.read_config(out)
-        command = _prefer_steps(
-            parse(Train, arguments, "polyfield train", default=_stored_command(out, stored)), stored
-        )
+        command = parse(Train, arguments, "polyfield train", default=_stored_command(out, stored))
+        training = run_folder.prefer_steps(command.training, stored["training"])
+        command = dataclasses.replace(command, training=training)
         _check(command)
         scene = _load(command)
         run_folder.continue_run(out, command.settings(), stored)
@@ -124,14 +124,6 @@ def _stored_command(out: Path, stored: dict[str, Any]) -> Train:
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise ConfigError(f"{out / run_folder.CONFIG} is not the configuration of a training run: {error}") from error
-
-
-def _prefer_steps(command: Train, stored: dict[str, Any]) -> Train:
-    """A run that was started with --max-seconds and is resumed with --max-steps goes by the steps from now on."""
-    training = command.training
-    if training.max_steps is None or stored["training"].get("max_steps") is not None:
-        return command
-    return dataclasses.replace(command, training=dataclasses.replace(training, max_seconds=None))
 
 
 def _load(command: Train) -> Scene:
