@@ -75,8 +75,8 @@ class Teacher:
         """(R, 3) colours over black and (R,) opacities of rays, as the model renders them."""
         model, black = self.model, rays.origins.new_zeros(3)
         parts = [
-            render_rays(self.field, model.occupancy, Rays(*chunk), model.march, black)
-            for chunk in zip(rays.origins.split(_CHUNK), rays.directions.split(_CHUNK), strict=True)
+            render_rays(self.field, model.occupancy, rays.rows(slice(begin, begin + _CHUNK)), model.march, black)
+            for begin in range(0, len(rays.origins), _CHUNK)
         ]
         return torch.cat([p.rgb for p in parts]), torch.cat([p.alpha for p in parts])
 
@@ -111,8 +111,8 @@ class TeacherRays:
         chosen = torch.randint(self.count, (count,), generator=generator).to(self.device)
         backgrounds = torch.rand(count, 3, generator=generator).to(self.device)
         targets = pool.rgb[chosen] + (1 - pool.alpha[chosen, None]) * backgrounds
-        rays = Rays(pool.rays.origins[chosen], pool.rays.directions[chosen])
-        return RayBatch(rays, targets, backgrounds, torch.zeros(count, dtype=torch.int64, device=self.device))
+        lines = pool.rays.rows(chosen)._replace(radii=None)  # the teacher's cones; students do not integrate
+        return RayBatch(lines, targets, backgrounds, torch.zeros(count, dtype=torch.int64, device=self.device))
 
     def rays(self, count: int, number: int) -> Rays:
         """The rays of pool `number`, without targets; negative numbers name rays that no step sees."""
@@ -121,7 +121,7 @@ class TeacherRays:
         frames = torch.randint(POOL_VIEWS, (count,), generator=generator).to(self.device)
         share = torch.rand(count, 2, generator=generator).to(self.device)
         size = torch.stack([views.width, views.height], 1)[frames]
-        return views.rays(frames, share * size)
+        return views.rays(frames, share * size, radii=self.teacher.field.integrates)
 
     def _generator(self, number: int) -> torch.Generator:
         return torch.Generator().manual_seed((self.seed * 0x9E3779B97F4A7C15 + number) % (1 << 63))

@@ -38,6 +38,11 @@ class Rays(NamedTuple):
         radii = None if self.radii is None else self.radii.to(device)
         return Rays(self.origins.to(device), self.directions.to(device), radii)
 
+    def rows(self, chosen: Tensor | slice) -> Rays:
+        """Some of the rays, by index (int64), mask (bool) or slice."""
+        radii = None if self.radii is None else self.radii[chosen]
+        return Rays(self.origins[chosen], self.directions[chosen], radii)
+
 
 class Projected(NamedTuple):
     """Pixels (N, 2), depth (N,), valid (N,) bool; see `Cameras.project`."""

@@ -65,9 +65,12 @@ def render_rays(
     """Colour, opacity and median depth of R rays.
 
     Args:
-        rays: (R, 3) origins and unit directions, scene frame; with radii where the field integrates its encoding.
+        rays: (R, 3) origins and unit directions, scene frame; with radii where the field integrates its encoding (to
+            others they are nothing).
         background: (3,) or (R, 3) colour behind the scene.
     """
+    if not field.integrates:
+        rays = rays._replace(radii=None)
 
     def density_pass(x: Tensor, footprint: Tensor | None) -> tuple[Tensor, Tensor]:
         geometry = field.geometry(x, footprint=footprint)
@@ -124,7 +127,7 @@ def render(
     parts = []
     begin, size = 0, CHUNK // 16  # the first chunk shows how many samples a ray takes
     while begin < height * width:
-        chunk = Rays(*(None if part is None else part[begin : begin + size] for part in rays))  # type: ignore[arg-type]
+        chunk = rays.rows(slice(begin, begin + size))
         parts.append(render_rays(model.representation, model.occupancy, chunk, march, behind))
         begin += size
         size = min(CHUNK, max(256, size * CHUNK_SAMPLES // max(1, parts[-1].samples)))

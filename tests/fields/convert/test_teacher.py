@@ -11,7 +11,7 @@ from helpers.ball_model import ball_model
 from polyfield.fields import ConfigError, Model, OccupancyGrid
 from polyfield.fields.convert import Teacher, TeacherRays, orbit_cameras
 from polyfield.fields.convert.teacher import NOTHING, POOL_STEPS
-from polyfield.fields.radiance import GridField
+from polyfield.fields.radiance import GridField, MlpField, MlpFieldConfig
 from polyfield.fields.render import render
 
 
@@ -78,3 +78,20 @@ def test_a_teacher_that_is_damaged_or_empty_is_refused():
         grid_of(model).density[3] = float("nan")
     with pytest.raises(ConfigError, match="damaged: density holds values that are not finite"):
         Teacher(model)
+
+
+def test_a_teacher_that_integrates_is_seen_through_the_cones_of_pixels():
+    model = ball_model()
+    field = MlpField(MlpFieldConfig(integrated=True, density_width=16, density_layers=2, density_skip=None))
+    teacher = Teacher(replace(model, representation=field))
+    rays = TeacherRays(teacher, orbit_cameras(model.occupancy.occupied_box(), size=8), rays=64, seed=0).rays(64, 0)
+    assert rays.radii is not None
+    assert source().rays(64, 0).radii is None
+    wide, lines = (teacher.seen(rays._replace(radii=radii))[0] for radii in (4 * rays.radii, None))
+    assert float((wide - lines).abs().max()) > 1e-3
+
+
+def test_radii_are_nothing_to_a_field_that_does_not_integrate():
+    teacher, rays = Teacher(ball_model()), source().rays(64, 0)
+    for a, b in zip(teacher.seen(rays), teacher.seen(rays._replace(radii=torch.ones(64))), strict=True):
+        assert torch.equal(a, b)
