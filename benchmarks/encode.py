@@ -105,11 +105,11 @@ def hollow_ball() -> tuple[Tensor, Tensor]:
     return index, torch.randn(int(full.sum()), ROW, generator=torch.Generator().manual_seed(1))
 
 
-def passes(encode: Encode, x: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
-    """Encoding, and the gradient of the parameters."""
+def passes(encode: Encode, x: Tensor, parameters: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
+    """Encoding, and the gradient of the parameters, given that of the encoding."""
     leaf = parameters.detach().requires_grad_()
     out = encode(x, leaf)
-    out.backward(torch.ones_like(out))
+    out.backward(gradient)
     assert leaf.grad is not None
     return out.detach(), leaf.grad
 
@@ -120,9 +120,12 @@ def relative(a: Tensor, b: Tensor) -> float:
 
 def measure(case: Case, x: Tensor, rounds: int) -> dict[str, Any]:
     """Errors, and where they pass the gate also the times."""
-    truth = passes(case.reference, x.double(), case.parameters.double())
+    with torch.no_grad():
+        shape = case.operator(x, case.parameters).shape
+    gradient = torch.randn(shape, generator=torch.Generator().manual_seed(2))
+    truth = passes(case.reference, x.double(), case.parameters.double(), gradient.double())
     errors, least = (
-        [relative(a, b) for a, b in zip(passes(encode, x, case.parameters), truth, strict=True)]
+        [relative(a, b) for a, b in zip(passes(encode, x, case.parameters, gradient), truth, strict=True)]
         for encode in (case.operator, case.reference)
     )
     gates = {"relative_l2": errors, "relative_l2 of the reference": least}
@@ -134,11 +137,11 @@ def measure(case: Case, x: Tensor, rounds: int) -> dict[str, Any]:
     }
     seconds: dict[str, list[float]] = {name: [] for name in ("operator", *compiled)}
     for encode in compiled.values():
-        passes(encode, x, case.parameters)
+        passes(encode, x, case.parameters, gradient)
     for _ in range(rounds):
         for name, encode in (("operator", case.operator), *compiled.items()):
             start = time.perf_counter()
-            passes(encode, x, case.parameters)
+            passes(encode, x, case.parameters, gradient)
             seconds[name].append(time.perf_counter() - start)
     medians = {name: statistics.median(times) for name, times in seconds.items()}
     return gates | {

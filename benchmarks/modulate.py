@@ -3,7 +3,8 @@
 Forward and backward of 8192 rows of 256 channels through `modulate` with its ReLU, and of a network of NeRF's shape (8
 layers of 256, octaves, skip connection) whose layers three planes of 64x64 cells modulate: with the operator, with the
 composition of torch operators that it replaces, compiled and not, and without modulation. Gates first: results and
-gradients of the operator against float64, relative L2. Then all of one precision in turns.
+gradients of the operator against float64, relative L2. Then all of one precision in turns, and beside them what the
+memory allows: a copy of as many bytes as both passes must read and write.
 
 Prints one JSON object. Exits with 3 when other work runs (see `quiet.py`), with 1 when a gate is missed.
 """
@@ -34,33 +35,41 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 Modulate = Callable[..., Tensor]
 
 
-def passes(f: Modulate, given: list[Tensor]) -> list[Tensor]:
-    """The result, and the gradients of its sum."""
+def passes(f: Modulate, given: list[Tensor], gradient: Tensor) -> list[Tensor]:
+    """The result, and the gradients of `given`, given that of the result."""
     y = f(*given, relu=True)
-    return [y, *torch.autograd.grad(y, given, torch.ones_like(y))]
+    return [y, *torch.autograd.grad(y, given, gradient)]
 
 
-def make_rows(dtype: torch.dtype) -> list[Tensor]:
-    """z, scales and shifts."""
+def make_rows(dtype: torch.dtype) -> tuple[list[Tensor], Tensor]:
+    """z, scales and shifts; a gradient of the result."""
     generator = torch.Generator().manual_seed(0)
-    wide = (torch.randn(*shape, generator=generator) for shape in ((ROWS, CHANNELS), (ROWS,), (ROWS,)))
-    return [t.to(dtype if t.dim() == 2 else torch.float32).requires_grad_() for t in wide]
+    shapes = ((ROWS, CHANNELS), (ROWS,), (ROWS,), (ROWS, CHANNELS))
+    wide = (torch.randn(*shape, generator=generator) for shape in shapes)
+    *given, gradient = (t.to(dtype if t.dim() == 2 else torch.float32) for t in wide)
+    return [t.requires_grad_() for t in given], gradient
 
 
 def gate(precision: str) -> float:
     """The largest error."""
-    given = make_rows(DTYPES[precision])
-    truth = passes(modulate_reference, [t.detach().double().requires_grad_() for t in given])
-    found = passes(modulate, given)
+    given, gradient = make_rows(DTYPES[precision])
+    exact = [t.detach().double().requires_grad_() for t in given]
+    truth = passes(modulate_reference, exact, gradient.double())
+    found = passes(modulate, given, gradient)
     with torch.no_grad():
         return max(float((a.double() - b).norm() / b.norm()) for a, b in zip(found, truth, strict=True))
 
 
 def operators(precision: str) -> dict[str, Callable[[], object]]:
-    given = make_rows(DTYPES[precision])
+    given, gradient = make_rows(DTYPES[precision])
     compiled = torch.compile(modulate_reference, mode="max-autotune-no-cudagraphs")
     forms = {"modulate": modulate, "composed": modulate_reference, "torch.compile of the composed": compiled}
-    return {name: (lambda f=f: passes(f, given)) for name, f in forms.items()}
+    runs: dict[str, Callable[[], object]] = {
+        name: (lambda f=f: passes(f, given, gradient)) for name, f in forms.items()
+    }
+    # Forward reads z and writes y, backward reads z and a gradient and writes one: five times the rows.
+    rows = given[0].detach().repeat(5, 1)[: 5 * ROWS // 2]
+    return runs | {"copy of as many bytes": rows.clone}
 
 
 def networks(precision: Literal["fp32", "bf16"]) -> dict[str, Callable[[], object]]:

@@ -29,6 +29,8 @@ from ..errors import ConfigError, NativeError
 _V3 = {"avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "abm", "movbe", "xsave"}
 _V4 = {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}
 _SUFFIX = {"win32": ".dll", "darwin": ".dylib"}.get(sys.platform, ".so")
+LEAST_ADVISED = 4 << 20
+"""Bytes from which huge pages are asked for: two of them."""
 LEVELS = ("v4bf16", "v4", "v3", "v2", "base")
 
 
@@ -153,7 +155,8 @@ def call(name: str, *arguments: Tensor | int | float | bool | None) -> int:
     return _function(name)(*packed, ctypes.c_longlong(torch.get_num_threads()))
 
 
-def advise_huge_pages(tensor: Tensor) -> None:
-    """Ask for 2 MiB pages behind a large CPU tensor that is read at random, such as a hash table. Only advice."""
-    if usable(tensor):
-        call("pf_advise_huge_pages", tensor, tensor.numel() * tensor.element_size())
+def advise_huge_pages(tensor: Tensor, *, in_use: bool = True) -> None:
+    """Ask for 2 MiB pages behind a large CPU tensor: one that is read at random, such as a hash table, or one that is
+    not `in_use` yet, whose pages are faults when it is first written. Only advice."""
+    if tensor.nbytes >= LEAST_ADVISED and usable(tensor):
+        call("pf_advise_huge_pages", tensor, tensor.nbytes, in_use)

@@ -249,7 +249,7 @@ def _encode(x: Tensor, parameters: Tensor, layout: list[int]) -> Tensor:
     if not _native.usable(x, parameters):
         return _encode_reference(x, parameters, _factors_of(layout)).clone()
     x, parameters, shape = x.contiguous(), parameters.contiguous(), _shape(layout, x.device)
-    out = x.new_empty(x.shape[0], shape[2])
+    out = _native.new_empty(x, x.shape[0], shape[2])
     name = f"pf_factored_encode_forward_{_cpu.suffix_of(x)}"
     _native.call(name, x, x.shape[0], parameters, *shape, out, over=out.numel(), most_blocks=_LOOPS)
     return out
@@ -268,7 +268,7 @@ def _encode_backward(
         return x_grad if need_x else x.new_empty(0), parameter_grad if need_parameters else x.new_empty(0)
     grad, x, parameters = grad.contiguous(), x.contiguous(), parameters.contiguous()
     x_grad = torch.empty_like(x) if need_x else None
-    parameter_grad = torch.zeros_like(parameters) if need_parameters else None
+    parameter_grad = _native.new_empty(parameters, *parameters.shape).zero_() if need_parameters else None
     given = (x, x.shape[0], parameters, *_shape(layout, x.device), grad)
     suffix = _cpu.suffix_of(x)
     if _cuda.usable(x):

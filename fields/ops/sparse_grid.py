@@ -186,7 +186,7 @@ def _sample(x: Tensor, rows: Tensor, index: Tensor) -> Tensor:
     if not _native.usable(x, rows, index):
         return sparse_grid_sample_reference(x, rows, index).clone()
     x, rows = x.contiguous(), rows.contiguous()
-    out = x.new_empty(x.shape[0], rows.shape[1])
+    out = _native.new_empty(x, x.shape[0], rows.shape[1])
     name = f"pf_sparse_grid_forward_{_cpu.suffix_of(x)}"
     _native.call(name, x, x.shape[0], rows, *rows.shape, index, *index.shape, out, over=out.numel(), most_blocks=_LOOPS)
     return out
@@ -200,7 +200,7 @@ def _sample_backward(
         return x_grad if need_x else x.new_empty(0), row_grad if need_rows else x.new_empty(0)
     grad, x, rows = grad.contiguous(), x.contiguous(), rows.contiguous()
     x_grad = torch.empty_like(x) if need_x else None
-    row_grad = torch.zeros_like(rows) if need_rows else None
+    row_grad = _native.new_empty(rows, *rows.shape).zero_() if need_rows else None
     given = (x, x.shape[0], rows, *rows.shape, index, *index.shape, grad)
     suffix = _cpu.suffix_of(x)
     if _cuda.usable(x):
