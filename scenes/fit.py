@@ -54,6 +54,9 @@ class FitOptions:
     frequency: str = "auto"
     """What the untrained network can show: auto chooses by the signal's spectrum (FreSh), default takes the paper's
     setting, or a number (omega of siren, wire and gauss, bias of finer, sigma of fourier and cam, octaves of pe)."""
+    modulated_by: Literal["auto", "xy", "xyz", "time"] = "auto"
+    """Coordinates of cam's grids: the plane of the first two, three planes, or the time of a film. auto: two for
+    images, three for all else."""
     batch: int | None = None
     """Points per step; default by the family. A signal with no more points is used whole in each step."""
     lr: float = 1.0
@@ -76,6 +79,8 @@ class FitOptions:
             raise ConfigError(f"--grid must be 2 to 1024 cells; got {self.grid}")
         if not 0 < self.lr < math.inf:
             raise ConfigError(f"--lr must be a positive factor; got {self.lr:g}")
+        if self.modulated_by != "auto" and self.field != "cam":
+            raise ConfigError(f"--modulated-by is for --field cam; {self.field} has no such grids: leave it out")
         _ = self.number
 
     @property
@@ -95,6 +100,19 @@ class FitOptions:
         """Settings of the loop; a surface's zero crossing gains from a smaller last step."""
         seconds = 60.0 if self.max_steps is None and self.max_seconds is None else self.max_seconds
         return LoopConfig(max_steps=self.max_steps, max_seconds=seconds, final_lr=0.01 if surface else 0.1)
+
+    def config(self, signal: GridSignal | MeshSignal) -> Config:
+        """The family's settings for a signal.
+
+        Raises:
+            ConfigError: the signal has not the coordinates that shall modulate.
+        """
+        config = config_for(self.field, signal)
+        if self.modulated_by == "auto":
+            return config
+        if self.modulated_by == "time" and signal.kind != "video":
+            raise ConfigError("--modulated-by time is for films; leave it out")
+        return dataclasses.replace(config, modulated_by=self.modulated_by)
 
     def with_frequency(self, config: Config, value: float) -> Config:
         """A family's settings with another frequency."""
@@ -135,7 +153,7 @@ def checkpoint_path(out: Path) -> Path:
 def choose(source: Input, options: FitOptions, report: Callable[[int, int], None] | None = None) -> FrequencyChoice:
     """The frequency that FreSh takes for a signal (for films, volumes and surfaces, by their middle slice)."""
     family, signal = KINDS[options.field], source.signal
-    config = config_for(options.field, signal)
+    config = options.config(signal)
     target = _small(signal)
     size = (target.shape[1], target.shape[0], 1)[: len(signal.size)]
 
@@ -208,7 +226,7 @@ class _Session:
         """Build network and task, new or from the checkpoint."""
         signal, options = self.source.signal, self.options
         header, tensors = self._read_checkpoint() if resume else ({}, {})
-        config = config_for(options.field, signal)
+        config = options.config(signal)
         self.frequency = options.number
         if resume:
             self.frequency = _number_of(header, checkpoint_path(self.out))

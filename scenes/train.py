@@ -32,7 +32,16 @@ from ..fields.render import BACKGROUNDS, OccupancyGrid, render, render_rays
 from ..fields.spectrum import FrequencyChoice, frequency_number
 from .device import Device, pick_device
 from .frequency import choose_view_frequency
-from .presets import NETWORKS, PRESETS, Preset, Surroundings, frequency_of, surroundings_of, with_frequency
+from .presets import (
+    NETWORKS,
+    PRESETS,
+    VIEW_CELLS,
+    Preset,
+    Surroundings,
+    frequency_of,
+    surroundings_of,
+    with_frequency,
+)
 from .rays import SceneRays
 from .run_state import (
     CHECKPOINT,
@@ -87,6 +96,8 @@ class TrainOptions:
     """What the untrained field can show: default, auto (chosen by the spectra of training photos, FreSh), or a number:
     of mlp and cam octaves (nerf, mip, hourglass), omega (siren, wire), bias (finer), inverse width (gauss) or sigma
     (fourier); of hash and rbf the finest cells across the unit box."""
+    view_grids: bool = False
+    """Let mlp's and cam's colours be modulated by small grids over the viewing angle as well (CAM)."""
     bits: Literal[8, 32] = 32
     """Of a stored weight, for mlp and cam. With 8 the network is trained as it will be stored; files are a quarter."""
     checkpoint_every: int = 1000
@@ -228,8 +239,9 @@ def preset_for(around: Surroundings, options: TrainOptions, choice: FrequencyCho
         samples=options.samples or preset.task.samples,
     )
     preset = dataclasses.replace(preset, task=task).with_precision(precision)
-    if options.network != "nerf" or options.bits != 32:
-        preset = preset.with_network(**NETWORKS[options.network], bits=options.bits)
+    if options.network != "nerf" or options.bits != 32 or options.view_grids:
+        view = {"view_cells": VIEW_CELLS} if options.view_grids else {}
+        preset = preset.with_network(**NETWORKS[options.network], **view, bits=options.bits)
     return _with_frequency(preset, options, choice)
 
 

@@ -4,3 +4,4 @@ from .coordinate import CoordinateNetwork as CoordinateNetwork
 from .coordinate import CoordinateNetworkConfig as CoordinateNetworkConfig
 from .mlp import MLP as MLP
 from .rbf import RbfLayer as RbfLayer
+from .view import ViewNetwork as ViewNetwork

@@ -9,9 +9,9 @@ A layer is z = W h + b, y = act(z); the input is the point itself or its Fourier
 - ReLU behind random Fourier features (Tancik et al. 2020) or behind the octaves of NeRF (Mildenhall et al. 2020).
 
 CAM (Lee et al. 2024, arXiv 2311.14993) modulates any of them: z is brought to mean 0 and variance 1 over the channels
-of its point, then scaled and shifted by two values of the layer that small grids over a plane of coordinates hold; of
-three planes the scales are multiplied and the shifts added. Points outside a plane's unit square pass through it: scale
-1 and shift 0.
+of its point, then scaled and shifted by two values of the layer that small grids over a line or plane of coordinates
+hold; of three planes the scales are multiplied and the shifts added. Points outside a grid pass through it: scale 1 and
+shift 0. Grids over the viewing angle are in `view`.
 
 The hourglass (Chen et al. 2025, arXiv 2510.01796) turns the layers into residual blocks that are narrow inside:
 z <- z + W2 act(W1 norm(z)), where z has the full width and starts as a linear map of the encoded point.
@@ -42,8 +42,14 @@ from .quantised import as_stored, store_in_8_bits
 
 Activation = Literal["relu", "sine", "finer", "gauss", "wire"]
 Encoding = Literal["none", "fourier", "octaves"]
-PLANES: dict[str, tuple[str, ...]] = {"xy": ("xy",), "xyz": ("xy", "xz", "yz")}
-"""Coordinates that modulate -> planes of the grids."""
+ModulatedBy = Literal["x", "xy", "xyz", "time"]
+GRIDS: dict[ModulatedBy, tuple[str, ...]] = {
+    "x": ("x",),
+    "xy": ("xy",),
+    "xyz": ("xy", "xz", "yz"),
+    "time": ("z",),
+}
+"""Coordinates that modulate -> factors of the grid (`ops.factored_encode`)."""
 
 PADDED_TO = 512
 """Rows that batches are filled up to a multiple of, in bfloat16 on a CPU: oneDNN, which multiplies there, compiles code
@@ -88,8 +94,8 @@ class CoordinateNetworkConfig:
     """Layer, from 1, that sees the encoded point again beside what the layer before says; None: none."""
     modulation: int | None = None
     """Cells along each axis of CAM's grids, 2 to 4096; None: no modulation."""
-    modulated_by: Literal["xy", "xyz"] = "xy"
-    """Coordinates of the grids: one over the first two, or three planes."""
+    modulated_by: ModulatedBy = "xy"
+    """Coordinates of the grids: the first, the first two, three planes, or the time of a film (its third)."""
     bits: Literal[8, 32] = 32
     """Of a stored weight or cell; see `quantised`."""
 
@@ -113,9 +119,10 @@ class CoordinateNetworkConfig:
             raise ConfigError(f"aspect must be {self.inputs} lengths in (0, 1]; got {self.aspect}")
         if self.modulation is not None and not 2 <= self.modulation <= 4096:
             raise ConfigError(f"modulation must be 2 to 4096 cells; got {self.modulation}")
-        if self.modulation is not None and self.inputs < len(self.modulated_by):
-            least = len(self.modulated_by)
-            raise ConfigError(f"modulation needs points of at least {least} dimensions; got {self.inputs}")
+        least = 3 if self.modulated_by == "time" else len(self.modulated_by)
+        if self.modulation is not None and self.inputs < least:
+            what = f"modulation by {self.modulated_by} needs points of at least {least} dimensions"
+            raise ConfigError(f"{what}; got {self.inputs}")
         if self.skip is not None and not 1 <= self.skip < self.hidden_layers:
             raise ConfigError(f"skip must be 1 to {self.hidden_layers - 1}, a later hidden layer; got {self.skip}")
         if self.narrow is not None and (self.narrow < 1 or self.skip is not None):
@@ -132,7 +139,8 @@ class CoordinateNetwork(nn.Module):
     """Points to values by layers alone (see the module's text).
 
     Attributes:
-        grids: (planes, cells, cells, 2, layers) scales and shifts [plane, later axis, earlier axis], or None.
+        grids: (planes, cells, cells, 2, layers) scales and shifts [plane, later axis, earlier axis], of a line
+            (1, 1, cells, 2, layers), or None.
         precision: "bf16" multiplies in bfloat16 where the activation is ReLU. The others are waves of large angles, of
             which bfloat16 would leave noise: they stay float32. May be changed any time.
     """
@@ -168,11 +176,11 @@ class CoordinateNetwork(nn.Module):
             self._initialise(layer, index, generator)  # type: ignore[arg-type]
         self.grids = None
         if c.modulation is not None:
-            planes, cells = PLANES[c.modulated_by], c.modulation
-            grids = torch.zeros(len(planes), cells, cells, 2, c.hidden_layers)
-            grids[:, :, :, 0] = 1.0
-            self.grids = nn.Parameter(grids)
-            terms = (Term(factors=(p,), channels=2 * c.hidden_layers, resolution=(cells, cells, cells)) for p in planes)
+            factors, cells = GRIDS[c.modulated_by], c.modulation
+            later = cells if len(factors[0]) == 2 else 1
+            self.grids = nn.Parameter(unmodulated(len(factors), later, cells, layers=c.hidden_layers))
+            channels, resolution = 2 * c.hidden_layers, (cells, cells, cells)
+            terms = (Term(factors=(f,), channels=channels, resolution=resolution) for f in factors)
             self._grid_spec = FactoredGridSpec(terms=tuple(terms))
         self._rounded: dict[Tensor, tuple[int, Tensor]] = {}
         if c.bits == 8:
@@ -198,10 +206,9 @@ class CoordinateNetwork(nn.Module):
             raise ConfigError(f"only octaves can be integrated over a variance; the encoding is {c.encoding!r}")
         relu, count = c.activation == "relu", len(x)
         fast = self.precision == "bf16" and relu and x.dtype == torch.float32
-        if fast and x.device.type == "cpu":
-            more = (0, 0, 0, -count % PADDED_TO)
-            x = nn.functional.pad(x, more)
-            variance = None if variance is None else nn.functional.pad(variance, more)
+        if fast:
+            x = padded_rows(x)
+            variance = None if variance is None else padded_rows(variance)
         modulation = self._modulation(x)
         by_layer = () if modulation is None else modulation.permute(2, 1, 0).contiguous().unbind()
         spread = None if variance is None else variance * (2 * self.aspect).square()
@@ -269,13 +276,13 @@ class CoordinateNetwork(nn.Module):
         if self.grids is None:
             return None
         point = nn.functional.pad(x, (0, 3 - x.shape[1]))
-        planes = PLANES[self.config.modulated_by]
+        factors = GRIDS[self.config.modulated_by]
         values = factored_encode(point, self._stored(self.grids).reshape(-1), self._grid_spec)
-        values = values.reshape(len(x), len(planes), 2, self.config.hidden_layers)
+        values = values.reshape(len(x), len(factors), 2, self.config.hidden_layers)
         within = (point >= 0) & (point <= 1)
-        inside = torch.stack([within[:, ["xyz".index(axis) for axis in plane]].all(1) for plane in planes], 1)
+        inside = torch.stack([within[:, ["xyz".index(axis) for axis in factor]].all(1) for factor in factors], 1)
         values = torch.where(inside[:, :, None, None], values, values.new_tensor([[1.0], [0.0]]))
-        if len(planes) == 1:
+        if len(factors) == 1:
             return values[:, 0]
         a, b, c = values.unbind(1)
         return torch.stack([a[:, 0] * b[:, 0] * c[:, 0], a[:, 1] + b[:, 1] + c[:, 1]], 1)
@@ -294,6 +301,16 @@ class CoordinateNetwork(nn.Module):
 
     def extra_repr(self) -> str:
         return repr(self.config)
+
+
+def padded_rows(x: Tensor) -> Tensor:
+    """x (N, C) on a CPU with rows of zeros behind it, up to a multiple of `PADDED_TO`; elsewhere as it is."""
+    return nn.functional.pad(x, (0, 0, 0, -len(x) % PADDED_TO)) if x.device.type == "cpu" else x
+
+
+def unmodulated(*cells: int, layers: int) -> Tensor:
+    """(*cells, 2, layers): scales of 1 and shifts of 0, as grids begin."""
+    return torch.tensor([[1.0], [0.0]]).expand(*cells, 2, layers).clone()
 
 
 def _normalised(z: Tensor) -> Tensor:

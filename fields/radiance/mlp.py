@@ -24,9 +24,10 @@ from ..base import Geometry
 from ..encodings import FrequencyEncoding
 from ..errors import ConfigError
 from ..geometry import to_unit_cube_variance
-from ..networks import MLP, CoordinateNetwork, CoordinateNetworkConfig
+from ..networks import MLP, CoordinateNetwork, CoordinateNetworkConfig, ViewNetwork
 from ..networks.coordinate import Activation
 from ..networks.coordinate import Encoding as NetworkEncoding
+from ..ops.spherical_harmonics import spherical_harmonics
 from .encoded import EncodedField, EncodedFieldConfig, density_network
 
 
@@ -66,6 +67,8 @@ class MlpFieldConfig(EncodedFieldConfig):
     """Channels inside the blocks of an hourglass (`density_layers` of them, without skip); None: plain layers."""
     modulation: int | None = None
     """Cells along each axis of CAM's three planes of scales and shifts (`CamField`)."""
+    view_cells: tuple[int, int] | None = None
+    """Azimuths and elevations of CAM's grids over the viewing angle, which modulate the colour network."""
     bits: Literal[8, 32] = 32
     """Of a stored weight or cell; with 8 the network is trained as it will be stored."""
     lr: float = 1e-3
@@ -126,6 +129,15 @@ class MlpField(EncodedField):
             encoding, density = nn.Identity(), _composed(config, seed)
         super().__init__(config, encoding, density, generator)
         self.integrates = config.integrated
+        if config.view_cells is not None:
+            self.color = ViewNetwork(
+                config.features + config.sh_bands**2,
+                config.view_cells,
+                width=config.color_width,
+                hidden_layers=config.color_layers,
+                precision=config.precision,
+                generator=generator,
+            )
 
     def to_unit(self, x: Tensor) -> Tensor:
         """Scene positions (N, 3) to [0, 1]^3."""
@@ -147,15 +159,30 @@ class MlpField(EncodedField):
         side = 2 * c.extent if c.contraction == "none" else 4.0
         return torch.full_like(x, (c.point_deviation / side) ** 2)
 
+    def radiance(
+        self,
+        features: Tensor,
+        directions: Tensor,
+        *,
+        x: Tensor | None = None,
+        normals: Tensor | None = None,
+        appearance: Tensor | None = None,
+    ) -> Tensor:
+        if not isinstance(self.color, ViewNetwork):
+            return super().radiance(features, directions)
+        basis = spherical_harmonics(directions, self.config.sh_bands)
+        return self.color(torch.cat([features, basis], dim=-1), directions)
+
     def parameter_groups(self) -> list[dict[str, Any]]:
-        groups = super().parameter_groups()
-        if self.config.modulation is None:
-            return groups
-        assert isinstance(self.density, CoordinateNetwork)
-        grids = self.density.grids
-        rest = [p for p in self.density.parameters() if p is not grids]
-        groups = [{**g, "params": rest} if g["name"] == "density" else g for g in groups]
-        return [*groups, {"name": "grids", "params": [grids], "lr": self.config.grid_lr}]
+        grids = [p for name, p in self.named_parameters() if name.endswith(".grids")]
+        if not grids:
+            return super().parameter_groups()
+        learned_so = {id(p) for p in grids}
+        groups = [
+            {**group, "params": [p for p in group["params"] if id(p) not in learned_so]}
+            for group in super().parameter_groups()
+        ]
+        return [*groups, {"name": "grids", "params": grids, "lr": self.config.grid_lr}]
 
 
 # Weights before ReLUs begin as He et al. (2015, equation 10) draw them, uniform in +-sqrt(6 / inputs): from smaller

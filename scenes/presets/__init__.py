@@ -12,6 +12,7 @@ from .frequency import with_frequency as with_frequency
 from .hash import hash_preset as hash_preset
 from .hash import rbf_preset as rbf_preset
 from .mlp import NETWORKS as NETWORKS
+from .mlp import VIEW_CELLS as VIEW_CELLS
 from .mlp import cam_preset as cam_preset
 from .mlp import mlp_preset as mlp_preset
 from .preset import Preset as Preset

@@ -29,6 +29,10 @@ NETWORKS: dict[str, dict[str, Any]] = {
 """Kind of network -> what differs from NeRF's. FreSh's learning rate for sines (Kania et al. 2025)."""
 
 
+VIEW_CELLS = (12, 7)
+"""Azimuths and elevations of `--view-grids`: one every 30 degrees."""
+
+
 def mlp_preset(around: Surroundings) -> Preset:
     """NeRF's network. See `_preset`."""
     return _preset(around, MlpFieldConfig())

@@ -88,7 +88,7 @@ class Preset:
             ConfigError: the field has none.
         """
         if not isinstance(self.field, MlpFieldConfig):
-            raise ConfigError("--network and --bits are for the models mlp and cam; leave them out")
+            raise ConfigError("--network, --view-grids and --bits are for the models mlp and cam; leave them out")
         return replace(self, field=replace(self.field, **settings))
 
 

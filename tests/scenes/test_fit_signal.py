@@ -123,8 +123,20 @@ def test_resuming_is_refused_where_it_cannot_be(tmp_path, interrupt):
         ({"field": "siren", "frequency": "nan"}, "--frequency must be a finite number of 0 or more"),
         ({"field": "planes", "frequency": "3"}, "--field planes has no frequency to set"),
         ({"field": "moss"}, "--field must be one of siren"),
+        ({"field": "hash", "modulated_by": "xy"}, "--modulated-by is for --field cam; hash has no such grids"),
     ],
 )
 def test_contradicting_options_are_refused(change, text):
     with pytest.raises(ConfigError, match=text):
         FitOptions(**change)
+
+
+def test_what_modulates_is_what_the_signal_has_and_can_be_said():
+    image, film = source().signal, GridSignal("video", torch.rand(3, 4, 5, 3))
+    auto = FitOptions(field="cam")
+    assert [getattr(auto.config(s), "modulated_by", None) for s in (image, film)] == ["xy", "xyz"]
+    assert getattr(FitOptions(field="cam", modulated_by="time").config(film), "modulated_by", None) == "time"
+    with pytest.raises(ConfigError, match="--modulated-by time is for films; leave it out"):
+        FitOptions(field="cam", modulated_by="time").config(GridSignal("volume", torch.rand(3, 4, 5, 1)))
+    with pytest.raises(ConfigError, match="modulation by xyz needs points of at least 3 dimensions; got 2"):
+        FitOptions(field="cam", modulated_by="xyz").config(image)

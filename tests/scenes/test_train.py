@@ -230,9 +230,9 @@ def test_bf16_is_refused_where_there_are_no_networks(tmp_path):
         run(tmp_path / "run", 2, model="grid", precision="bf16")
 
 
-@pytest.mark.parametrize("changes", [{"bits": 8}, {"network": "siren"}], ids=str)
+@pytest.mark.parametrize("changes", [{"bits": 8}, {"network": "siren"}, {"view_grids": True}], ids=str)
 def test_settings_of_networks_are_refused_where_a_field_is_none(tmp_path, changes):
-    with pytest.raises(ConfigError, match="--network and --bits are for the models mlp and cam; leave them out"):
+    with pytest.raises(ConfigError, match="--network, --view-grids and --bits are for the models mlp and cam"):
         run(tmp_path / "run", 2, **changes)
 
 

@@ -163,6 +163,22 @@ def test_modulation_blends_its_cells_with_ends_on_the_border():
     torch.testing.assert_close(found[:, 0, 0], torch.tensor([1.0, 0.375, 0.0]))
 
 
+@pytest.mark.parametrize(("modulated_by", "inputs", "axis"), [("x", 1, 0), ("x", 3, 0), ("time", 3, 2)])
+def test_a_line_modulates_by_one_coordinate_alone(modulated_by, inputs, axis):
+    network = CoordinateNetwork(small(inputs=inputs, modulation=3, modulated_by=modulated_by))
+    assert network.grids is not None
+    assert network.grids.shape == (1, 1, 3, 2, 2)
+    with torch.no_grad():
+        network.grids[0, 0, :, 0, 1] = torch.tensor([1.0, 3.0, 7.0])
+    x = torch.rand(4, inputs)
+    x[:, axis] = torch.tensor([0.0, 0.25, 0.75, 1.5])  # the last lies outside
+    found = network._modulation(x)
+    assert found is not None
+    torch.testing.assert_close(found[:, 0, 1], torch.tensor([1.0, 2.0, 5.0, 1.0]))
+    torch.testing.assert_close(found[:, 0, 0], torch.ones(4))
+    torch.testing.assert_close(found[:, 1], torch.zeros(4, 2))
+
+
 def test_three_planes_multiply_scales_and_add_shifts():
     network = CoordinateNetwork(small(inputs=3, modulation=3, modulated_by="xyz"))
     plain = CoordinateNetwork(small(inputs=3))
@@ -241,8 +257,8 @@ def test_a_shorter_axis_has_the_same_frequency():
         ({"first_bias": -1.0}, "first_bias must be 0 or more; got -1"),
         ({"aspect": (1.0,)}, "aspect must be 2 lengths"),
         ({"modulation": 1}, "modulation must be 2 to 4096 cells; got 1"),
-        ({"modulation": 8, "inputs": 1}, "modulation needs points of at least 2 dimensions; got 1"),
-        ({"modulation": 8, "modulated_by": "xyz"}, "modulation needs points of at least 3 dimensions; got 2"),
+        ({"modulation": 8, "inputs": 1}, "modulation by xy needs points of at least 2 dimensions; got 1"),
+        ({"modulation": 8, "modulated_by": "xyz"}, "modulation by xyz needs points of at least 3 dimensions; got 2"),
         ({"narrow": 0}, "narrow must be positive"),
         ({"narrow": 4, "skip": 1}, "and skip None with it; got 4 and 1"),
         ({"skip": 4}, "skip must be 1 to 3, a later hidden layer; got 4"),

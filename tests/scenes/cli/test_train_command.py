@@ -146,8 +146,11 @@ def test_bad_arguments_are_one_line_and_change_nothing(world, tmp_path, capsys, 
     ("arguments", "text"),
     [
         (["--model", "grid", "--precision", "bf16"], "no networks to compute in bf16; leave out --precision"),
-        (["--bits", "8"], "--network and --bits are for the models mlp and cam; leave them out"),
-        (["--model", "tensor", "--network", "siren"], "--network and --bits are for the models mlp and cam"),
+        (["--bits", "8"], "--network, --view-grids and --bits are for the models mlp and cam; leave them out"),
+        (
+            ["--model", "tensor", "--network", "siren"],
+            "--network, --view-grids and --bits are for the models mlp and cam",
+        ),
         (["--model", "grid", "--frequency", "auto"], "--frequency is for the models mlp, cam, hash and rbf; grid has"),
         (["--model", "mlp", "--frequency", "high"], "--frequency must be auto, default or a number; got 'high'"),
     ],
