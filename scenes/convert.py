@@ -16,7 +16,16 @@ from typing import Any, Literal, NamedTuple, get_args
 import torch
 
 from .. import __version__  # pyright: ignore[reportMissingImports]
-from ..fields.convert import DistillTask, DistillWeights, Teacher, TeacherRays, inherit, orbit_cameras
+from ..fields.convert import (
+    ActiveRays,
+    DistillTask,
+    DistillWeights,
+    Level,
+    Teacher,
+    check_levels,
+    inherit,
+    orbit_cameras,
+)
 from ..fields.errors import ConfigError
 from ..fields.geometry import Cameras, CaptureKind
 from ..fields.model import Model
@@ -61,6 +70,9 @@ class ConvertOptions:
     """Live samples per step; default by the kind, on a CPU at most 2^14."""
     bits: Literal[8, 32] = 32
     """Of a stored weight, for mlp and cam."""
+    active: tuple[Level, ...] = ()
+    """Active learning (PVD-AL): look again where the student was wrong, by cameras, by rays, and at the points of a ray
+    that are seen most."""
     checkpoint_every: int = 1000
     """Steps between checkpoints; one is also written at the end and on Ctrl-C."""
     evaluate_every: int = 200
@@ -69,6 +81,7 @@ class ConvertOptions:
     def __post_init__(self) -> None:
         if self.to not in get_args(Kind):
             raise ConfigError(f"a model is converted to one of {', '.join(get_args(Kind))}; got {self.to!r}")
+        check_levels(self.active)
 
     def loop(self) -> LoopConfig:
         """Settings of the loop; a student does not need the long warm-up of a network that starts from haze."""
@@ -232,7 +245,9 @@ class _Session:
         teacher = Teacher(model)
         if cameras is None:
             cameras = _cameras_round(model, around)
-        self.rays = TeacherRays(teacher, cameras, rays=preset.task.samples, seed=options.seed)
+        self.rays = ActiveRays(
+            teacher, cameras, rays=preset.task.samples, seed=options.seed, levels=options.active
+        )
         self.field = FIELDS[options.to][0](preset.field, seed=options.seed).to(device)
         self.inherited = inherit(self.field, teacher.field)
         self.occupancy = OccupancyGrid(cascades=preset.cascades, resolution=preset.resolution).to(device)
@@ -245,6 +260,7 @@ class _Session:
             teacher,
             DistillWeights(),
             same_features="color" in self.inherited,
+            only_seen_most="points" in options.active,
             seed=options.seed,
         )
         self.settings = {

@@ -1,5 +1,8 @@
 """Any field into any other: distillation, in which the teacher answers at the student's own samples (PVD, PVD-AL)."""
 
+from .active import ActiveRays as ActiveRays
+from .active import Level as Level
+from .active import check_levels as check_levels
 from .task import DistillTask as DistillTask
 from .task import DistillWeights as DistillWeights
 from .task import inherit as inherit

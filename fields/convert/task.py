@@ -21,12 +21,13 @@ from ..errors import ConfigError
 from ..ops.activations import log_density
 from ..ops.composite import composite
 from ..ops.occupancy import sample_cells
-from ..optim.field_task import FieldTask, RadianceTaskConfig, RayBatch, RaySource, huber_loss, psnr_of
+from ..optim.field_task import FieldTask, RadianceTaskConfig, RayBatch, huber_loss, psnr_of
 from ..optim.loop import StepResult
 from ..render.march import MarchConfig, PackedSamples
 from ..render.occupancy import OccupancyGrid
+from .active import seen_most
 from .losses import density_error, weighted_huber
-from .teacher import Teacher
+from .teacher import Teacher, TeacherRays
 
 FIRST_LOOK = 64
 """Step of the first refresh of the student's grid, which until then is the teacher's: an untrained field is haze
@@ -116,21 +117,24 @@ class DistillTask(FieldTask):
         field: RadianceField,
         occupancy: OccupancyGrid,
         march: MarchConfig,
-        source: RaySource,
+        source: TeacherRays,
         config: RadianceTaskConfig,
         teacher: Teacher,
         weights: DistillWeights | None = None,
         *,
         same_features: bool = False,
+        only_seen_most: bool = False,
         seed: int = 0,
     ) -> None:
         """Args:
         field, occupancy: the student; the grid takes the teacher's cells. As many cascades as the teacher's.
         config: of the student's training; what concerns photos has no part.
         same_features: whether features of both mean the same (see `inherit`).
+        only_seen_most: whether only the samples of `active.seen_most` count at points (active learning).
         """
         super().__init__(field, occupancy, march, source, config, extra={}, seed=seed)
-        self.teacher, self.weights = teacher, weights or DistillWeights()
+        self.rays, self.teacher, self.weights = source, teacher, weights or DistillWeights()
+        self.only_seen_most = only_seen_most
         self.same_features = same_features and field.feature_count == teacher.field.feature_count > 0
         taught = teacher.model.occupancy
         if taught.cascades != occupancy.cascades:
@@ -147,7 +151,7 @@ class DistillTask(FieldTask):
         if step >= FIRST_LOOK and step % self.config.occupancy_every == 0:
             self._refresh_occupancy(step)
             self.join_grids()
-        batch = self.source.batch(step, self.ray_count)
+        batch = self.rays.batch(step, self.ray_count)
         samples = self._samples(batch, step, self.marched)
         live = samples.rows.shape[0]
         if live == 0:
@@ -160,21 +164,25 @@ class DistillTask(FieldTask):
         if losses.empty is not None:
             total = total + w.empty * losses.empty
         finite = self._descend(total, step, lr_scale)
+        self.rays.learned(squared)
         counts: dict[str, Any] = {
             "rays": self.ray_count,
             "live": live,
             "marched": samples.marched,
             "dropped": samples.dropped,
-            "psnr": psnr_of(squared),
+            "psnr": psnr_of(float(squared.mean())),
             **{name: float(term.detach()) for name, term in losses._asdict().items() if term is not None},
         }
         self._adapt_rays(self.ray_count, live)
         return StepResult(float(total.detach()), finite, counts)
 
-    def losses(self, batch: RayBatch, samples: PackedSamples, step: int) -> tuple[Losses, float]:
-        """The terms at live samples, and the mean squared error of the pixels."""
-        field, rows = self.field, samples.rows.long()
-        x, directions = samples.positions[rows], batch.rays.directions[samples.ray_ids()]
+    def tensors(self) -> dict[str, Tensor]:
+        return super().tensors() | {f"source.{k}": v for k, v in self.rays.tensors().items()}
+
+    def losses(self, batch: RayBatch, samples: PackedSamples, step: int) -> tuple[Losses, Tensor]:
+        """The terms at live samples, and the mean squared errors (R,) of the pixels."""
+        field, rows, ray_ids = self.field, samples.rows.long(), samples.ray_ids()
+        x, directions = samples.positions[rows], batch.rays.directions[ray_ids]
         packed = (samples.distances[rows], samples.deltas[rows], samples.offsets)
         geometry = field.geometry(x)
         rgb = field.radiance(geometry.features, directions, x=x)
@@ -188,9 +196,13 @@ class DistillTask(FieldTask):
         )
         answers, activation = self.teacher.at(x, directions), self.teacher.field.density_activation
         with torch.no_grad():
-            taught = composite(
+            theirs = composite(
                 answers.density_raw, answers.rgb, *packed, None, activation=activation, threshold=0.0
-            ).weights
+            )
+            taught, either = theirs.weights, torch.maximum(theirs.weights, out.weights)
+            if self.only_seen_most:
+                kept = [seen_most(o.weights, o.alpha, ray_ids, samples.offsets) for o in (theirs, out)]
+                taught, either = taught * (kept[0] | kept[1]), either * (kept[0] | kept[1])
         log_delta = packed[1].log()
         apart = density_error(
             log_density(geometry.density_raw, field.density_activation) + log_delta,
@@ -202,12 +214,12 @@ class DistillTask(FieldTask):
             features = weighted_huber(geometry.features - answers.features, taught, _LOG_DELTA)
         terms = Losses(
             huber_loss(error),
-            weighted_huber(apart, torch.maximum(taught, out.weights.detach()), _LOG_DELTA),
+            weighted_huber(apart, either, _LOG_DELTA),
             weighted_huber(rgb - answers.rgb, taught, _COLOR_DELTA),
             features,
             self._haze(int(self.weights.empty_share * len(rows)), step),
         )
-        return terms, float(error.detach().square().mean())
+        return terms, error.detach().square().mean(1)
 
     def _haze(self, count: int, step: int) -> Tensor | None:
         """Mean error of log thickness at `count` points where the teacher's grid is empty; None without such."""

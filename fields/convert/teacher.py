@@ -81,11 +81,17 @@ class Teacher:
         return torch.cat([p.rgb for p in parts]), torch.cat([p.alpha for p in parts])
 
 
-class _Pool(NamedTuple):
+class Pool(NamedTuple):
+    """Rays that serve `POOL_STEPS` steps, and what the teacher sees along them."""
+
     number: int
     rays: Rays
+    frames: Tensor
+    """(R,) which of the pool's views each belongs to, -1 for none."""
     rgb: Tensor
+    """(R, 3) over black."""
     alpha: Tensor
+    """(R,)."""
 
 
 class TeacherRays:
@@ -99,29 +105,53 @@ class TeacherRays:
         self.teacher, self.count, self.seed = teacher, rays, seed
         self.device = teacher.model.occupancy.bits.device
         self.cameras = cameras.to(self.device)
-        self._pool: _Pool | None = None
+        self._pool: Pool | None = None
+        self._chosen = torch.empty(0, dtype=torch.long)
 
     def batch(self, step: int, count: int) -> RayBatch:
         """`count` rays of the pool of this step, on random backgrounds."""
         number = step // POOL_STEPS
         if self._pool is None or self._pool.number != number:
-            rays = self.rays(self.count, number)
-            self._pool = _Pool(number, rays, *self.teacher.seen(rays))
+            self._pool = self._next_pool(number)
         pool, generator = self._pool, self._generator(2 * step)
-        chosen = torch.randint(self.count, (count,), generator=generator).to(self.device)
+        chosen = self._chosen = self._choose(count, generator).to(self.device)
         backgrounds = torch.rand(count, 3, generator=generator).to(self.device)
         targets = pool.rgb[chosen] + (1 - pool.alpha[chosen, None]) * backgrounds
-        lines = pool.rays.rows(chosen)._replace(radii=None)  # the teacher's cones; students do not integrate
-        return RayBatch(lines, targets, backgrounds, torch.zeros(count, dtype=torch.int64, device=self.device))
+        return RayBatch(pool.rays.rows(chosen), targets, backgrounds, torch.zeros(count, dtype=torch.int64, device=self.device))
+
+    def learned(self, squared: Tensor) -> None:
+        """Told after a step: the mean squared errors (count,) of the rays of its batch."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What a checkpoint needs of the source, to be changed in place when it is read."""
+        return {}
 
     def rays(self, count: int, number: int) -> Rays:
         """The rays of pool `number`, without targets; negative numbers name rays that no step sees."""
+        return self._rays(count, number)[0]
+
+    def _rays(self, count: int, number: int) -> tuple[Rays, Tensor]:
         generator = self._generator(2 * number + 1)
-        views = views_between(self.cameras, POOL_VIEWS, generator)
+        views = self._views(number, generator)
         frames = torch.randint(POOL_VIEWS, (count,), generator=generator).to(self.device)
         share = torch.rand(count, 2, generator=generator).to(self.device)
         size = torch.stack([views.width, views.height], 1)[frames]
-        return views.rays(frames, share * size, radii=self.teacher.field.integrates)
+        return views.rays(frames, share * size, radii=self.teacher.field.integrates), frames
+
+    def _views(self, number: int, generator: torch.Generator) -> Cameras:
+        """Those of pool `number`, whose generator has not been used yet."""
+        return views_between(self.cameras, POOL_VIEWS, generator)
+
+    def _next_pool(self, number: int) -> Pool:
+        return self._pool_of(number)
+
+    def _pool_of(self, number: int) -> Pool:
+        rays, frames = self._rays(self.count, number)
+        return Pool(number, rays._replace(radii=None), frames, *self.teacher.seen(rays))  # students do not integrate
+
+    def _choose(self, count: int, generator: torch.Generator) -> Tensor:
+        """(count,) rays of the pool."""
+        return torch.randint(self.count, (count,), generator=generator)
 
     def _generator(self, number: int) -> torch.Generator:
         return torch.Generator().manual_seed((self.seed * 0x9E3779B97F4A7C15 + number) % (1 << 63))

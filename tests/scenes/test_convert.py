@@ -75,7 +75,15 @@ def test_the_teacher_stays_as_it_is():
 
 
 @pytest.mark.parametrize(
-    "changes", [{"to": "hash"}, {"to": "tensor"}, {"to": "grid"}, {"to": "cam", "bits": 8}], ids=lambda c: c["to"]
+    "changes",
+    [
+        {"to": "hash"},
+        {"to": "tensor"},
+        {"to": "grid"},
+        {"to": "cam", "bits": 8},
+        {"to": "planes", "active": ("cameras", "rays", "points")},
+    ],
+    ids=lambda c: c["to"],
 )
 def test_an_interrupted_conversion_resumes_to_the_same_bits(tmp_path, monkeypatch, changes):
     """Over the first look at the student's grid, new pools of rays and growth."""
