@@ -17,6 +17,7 @@ import torch
 
 from .. import __version__  # pyright: ignore[reportMissingImports]
 from ..fields.convert import (
+    SHORTCUTS,
     ActiveRays,
     DistillTask,
     DistillWeights,
@@ -34,7 +35,7 @@ from ..fields.optim.loop import Clock, LoopConfig, LoopState, optimise
 from ..fields.radiance import FIELDS
 from ..fields.render import BACKGROUNDS, OccupancyGrid, render_rays
 from .device import Device, pick_device
-from .evaluate import cameras_for, frame_change
+from .evaluate import FRAME_TOLERANCE, cameras_for, frame_change, frames_apart
 from .presets import Preset, Surroundings
 from .run_state import Progress, Speedometer, append_log, load_state, read_state, save_state
 from .scene import Scene
@@ -173,8 +174,8 @@ def convert_model(
         ConfigError: as `convert`. FormatError: a checkpoint that does not fit.
         KeyboardInterrupt: passed on after the state was saved.
     """
-    session = _Session(model, options, cameras, None if run is None else Path(run))
-    state = session.load_checkpoint() if resume else LoopState()
+    session = _Session(model, options, cameras, None if run is None else Path(run), begins=not resume)
+    state = session.load_checkpoint() if resume else LoopState(seconds=session.prepared)
     if session.run is not None:
         session.run.mkdir(parents=True, exist_ok=True)
     loop = options.loop()
@@ -218,13 +219,8 @@ def scene_cameras(model: Model, scene: Scene) -> Cameras:
     Raises:
         ConfigError: the scene is not the model's.
     """
-    change = frame_change(model, scene)
-    moved = max(
-        abs(change.scale - 1),
-        float((change.rotation - torch.eye(3).to(change.rotation)).abs().max()),
-        float(change.translation.abs().max()),
-    )
-    if moved > 1e-3:
+    moved = frames_apart(frame_change(model, scene))
+    if moved > FRAME_TOLERANCE:
         trained = model.provenance.get("scene", "another scene")
         raise ConfigError(
             f"scene {scene.name} is not what the model was trained on ({trained}): its frame is {moved:.3g} off; give "
@@ -236,7 +232,9 @@ def scene_cameras(model: Model, scene: Scene) -> Cameras:
 class _Session:
     """One conversion: its parts, and the hooks that look on."""
 
-    def __init__(self, model: Model, options: ConvertOptions, cameras: Cameras | None, run: Path | None) -> None:
+    def __init__(
+        self, model: Model, options: ConvertOptions, cameras: Cameras | None, run: Path | None, *, begins: bool
+    ) -> None:
         self.options, self.run, self.given = options, run, model
         self.state = LoopState()
         device = pick_device(options.device)
@@ -245,11 +243,13 @@ class _Session:
         teacher = Teacher(model)
         if cameras is None:
             cameras = _cameras_round(model, around)
-        self.rays = ActiveRays(
-            teacher, cameras, rays=preset.task.samples, seed=options.seed, levels=options.active
-        )
+        self.rays = ActiveRays(teacher, cameras, rays=preset.task.samples, seed=options.seed, levels=options.active)
         self.field = FIELDS[options.to][0](preset.field, seed=options.seed).to(device)
         self.inherited = inherit(self.field, teacher.field)
+        shortcut, clock = SHORTCUTS.get(type(self.field)), Clock(0.0)
+        if begins and shortcut is not None:
+            shortcut(self.field, teacher, self.rays.cameras.world_from_camera[:, :, 2])
+        self.prepared = clock.seconds
         self.occupancy = OccupancyGrid(cascades=preset.cascades, resolution=preset.resolution).to(device)
         self.task = DistillTask(
             self.field,

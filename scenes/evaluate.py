@@ -108,16 +108,24 @@ def frame_change(model: Model, scene: Scene) -> Similarity:
     return model.to_dataset.inverse().compose(scene.to_scene.inverse())
 
 
+FRAME_TOLERANCE = 1e-3
+"""Of `frames_apart`: what is more is not rounding."""
+
+
+def frames_apart(change: Similarity) -> float:
+    """How much a change from one frame to another is: the largest of its shift (scene units), what its scale differs
+    from 1, and what an entry of its rotation differs from none."""
+    turned = float((change.rotation - torch.eye(3).to(change.rotation)).abs().max())
+    return max(abs(change.scale - 1), turned, float(change.translation.abs().max()))
+
+
 def cameras_for(model: Model, scene: Scene) -> Cameras:
     """The scene's cameras in the model's scene frame.
 
     Both frames are normalisations of one data set frame; they differ where the scene was loaded with other options.
     """
     change = frame_change(model, scene)
-    same = (
-        abs(change.scale - 1) < 1e-6 and float((change.rotation - torch.eye(3).to(change.rotation)).abs().max()) < 1e-6
-    )
-    if same and float(change.translation.abs().max()) < 1e-6:
+    if frames_apart(change) < 1e-6:
         return scene.cameras
     return scene.cameras.transformed(change)
 

@@ -3,6 +3,7 @@
 from .active import ActiveRays as ActiveRays
 from .active import Level as Level
 from .active import check_levels as check_levels
+from .shortcuts import SHORTCUTS as SHORTCUTS
 from .task import DistillTask as DistillTask
 from .task import DistillWeights as DistillWeights
 from .task import inherit as inherit

@@ -196,9 +196,7 @@ class DistillTask(FieldTask):
         )
         answers, activation = self.teacher.at(x, directions), self.teacher.field.density_activation
         with torch.no_grad():
-            theirs = composite(
-                answers.density_raw, answers.rgb, *packed, None, activation=activation, threshold=0.0
-            )
+            theirs = composite(answers.density_raw, answers.rgb, *packed, None, activation=activation, threshold=0.0)
             taught, either = theirs.weights, torch.maximum(theirs.weights, out.weights)
             if self.only_seen_most:
                 kept = [seen_most(o.weights, o.alpha, ray_ids, samples.offsets) for o in (theirs, out)]

@@ -117,7 +117,9 @@ class TeacherRays:
         chosen = self._chosen = self._choose(count, generator).to(self.device)
         backgrounds = torch.rand(count, 3, generator=generator).to(self.device)
         targets = pool.rgb[chosen] + (1 - pool.alpha[chosen, None]) * backgrounds
-        return RayBatch(pool.rays.rows(chosen), targets, backgrounds, torch.zeros(count, dtype=torch.int64, device=self.device))
+        return RayBatch(
+            pool.rays.rows(chosen), targets, backgrounds, torch.zeros(count, dtype=torch.int64, device=self.device)
+        )
 
     def learned(self, squared: Tensor) -> None:
         """Told after a step: the mean squared errors (count,) of the rays of its batch."""

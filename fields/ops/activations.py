@@ -91,6 +91,22 @@ def log_density(raw: Tensor, activation: str) -> Tensor:
     )
 
 
+def raw_of_log_density(values: Tensor, activation: str) -> Tensor:
+    """Raw values whose densities have these natural logarithms: where these are above the tangent of "relu", the
+    inverse of `log_density`. -infinity for a density of 0, and 0 for "relu".
+
+    Raises:
+        ConfigError: no activation has this name.
+    """
+    code = density_code(activation)
+    if code == 0:
+        return values
+    if code == 1:  # the inverse of log(1 + e^x) is x + log(1 - e^-x)
+        density = values.exp()
+        return torch.where(density < 1e-6, values, density + torch.log(-torch.expm1(-density))) + 1
+    return values.exp()
+
+
 def density_derivative(raw: Tensor, activation: str) -> Tensor:
     """d density / d raw as `density_from_raw` defines it, for backward passes written by hand."""
     code = density_code(activation)

@@ -18,7 +18,7 @@ from ..base import Geometry, RadianceField
 from ..encodings import FactoredGridEncoding, FrequencyEncoding, HashGridEncoding
 from ..errors import ConfigError
 from ..geometry import CONTRACTIONS, to_unit_cube
-from ..networks import MLP, CoordinateNetwork, RbfLayer, ViewNetwork
+from ..networks import MLP, CoordinateNetwork, RbfLayer
 from ..ops.fused_mlp import MlpSpec
 from ..ops.spherical_harmonics import spherical_harmonics
 
@@ -100,7 +100,7 @@ class EncodedField(RadianceField):
         self.bounds = torch.tensor([[-reach] * 3, [reach] * 3])
         self.encoding = encoding
         self.density = density
-        self.color: MLP | ViewNetwork = MLP(
+        self.color = MLP(
             MlpSpec(
                 inputs=config.features + config.sh_bands**2,
                 outputs=3,

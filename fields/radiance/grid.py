@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from ..base import Geometry, RadianceField
 from ..encodings.sparse_lattice import dilated, refined, rows_between
 from ..errors import ConfigError, ShapeError
-from ..geometry import CONTRACTIONS, to_unit_cube
+from ..geometry import CONTRACTIONS, UNCONTRACTIONS, to_unit_cube
 from ..ops import _cpu
-from ..ops.activations import density_from_raw
+from ..ops.activations import density_from_raw, raw_of_log_density
 from ..ops.sparse_grid import add_variation_gradient_, sparse_grid_sample
 from ..ops.spherical_harmonics import spherical_harmonics
 
@@ -191,10 +191,30 @@ class GridField(RadianceField):
     ) -> Tensor:
         if x is None:
             raise ShapeError("the colours of a grid field depend on the positions: give x (N, 3)")
-        basis = spherical_harmonics(directions, self.config.sh_bands)
-        basis = torch.cat([basis[:, :1] * GAINS[0], basis[:, 1:] * GAINS[1]], 1)
+        basis = self.basis(directions)
         values = sparse_grid_sample(self.to_unit(x), self.harmonics, self.index)
         return torch.sigmoid((values.unflatten(1, (3, -1)) * basis[:, None]).sum(2))
+
+    def basis(self, directions: Tensor) -> Tensor:
+        """(N, sh_bands^2): what the harmonics of a colour are multiplied with, seen along unit directions (N, 3)."""
+        basis = spherical_harmonics(directions, self.config.sh_bands)
+        return torch.cat([basis[:, :1] * GAINS[0], basis[:, 1:] * GAINS[1]], 1)
+
+    # -- values of the vertices -------------------------------------------------------------------------------------
+
+    def vertices(self) -> Tensor:
+        """(V, 3) scene positions of the rows; those at the end of a contraction lie very far away."""
+        low = torch.tensor(self.config.corners[0], device=self.index.device)
+        at = ((self.index >= 0).nonzero() + low) / self.config.cells
+        if self.contraction == "none":
+            return (2 * at - 1) * self.config.extent
+        return UNCONTRACTIONS[self.contraction](4 * at - 2)
+
+    @torch.no_grad()
+    def set_log_density(self, values: Tensor) -> None:
+        """Take natural logarithms of densities (V,); what is below `EMPTY` is empty."""
+        empty = EMPTY[self.density_activation]
+        self.density.copy_(raw_of_log_density(values, self.density_activation).clamp(min=empty)[:, None] - empty)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         return [

@@ -118,6 +118,7 @@ class MlpField(EncodedField):
     """See the module."""
 
     config: MlpFieldConfig
+    color: MLP | ViewNetwork
 
     def __init__(self, config: MlpFieldConfig | None = None, *, seed: int = 0) -> None:
         config = config or MlpFieldConfig()
