@@ -6,6 +6,8 @@ The names below are imported when first asked for, so that `polyfield --help` ne
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .compare import CompareResult as CompareResult
+    from .compare import compare as compare
     from .convert import ConvertOptions as ConvertOptions
     from .convert import convert as convert
     from .fit import FitOptions as FitOptions
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
     from .train import train_scene as train_scene
 
 _HOMES = {
+    "CompareResult": "compare",
+    "compare": "compare",
     "ConvertOptions": "convert",
     "convert": "convert",
     "FitOptions": "fit",
@@ -42,4 +46,6 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
-    return getattr(import_module(f".{_HOMES[name]}", __name__), name)
+    value = getattr(import_module(f".{_HOMES[name]}", __name__), name)
+    globals()[name] = value  # in the place of a module of that name, which the import has put there
+    return value

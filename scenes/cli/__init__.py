@@ -22,6 +22,7 @@ Train a neural scene from posed photos, measure it, and make pictures and films 
 commands:
   train SCENE        train a field from a folder of posed photos, or from the built-in scene 'demo'
   convert MODEL      make a field of another kind that looks like a trained model
+  compare A B        how alike two models of one scene look, with pictures, sizes and speed
   fit INPUT          fit a field to an image, a film, a volume or a mesh
   eval MODEL SCENE   compare a trained model with photos it has not seen
   render MODEL       stills or a film: an orbit, a spiral, or cameras from a file; a fit at any size
@@ -49,6 +50,12 @@ def _train(arguments: Sequence[str]) -> int:
 
 def _convert(arguments: Sequence[str]) -> int:
     from .convert import run
+
+    return run(arguments)
+
+
+def _compare(arguments: Sequence[str]) -> int:
+    from .compare import run
 
     return run(arguments)
 
@@ -86,6 +93,7 @@ def _doctor(arguments: Sequence[str]) -> int:
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "train": _train,
     "convert": _convert,
+    "compare": _compare,
     "fit": _fit,
     "eval": _eval,
     "render": _render,
