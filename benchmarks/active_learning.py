@@ -3,10 +3,10 @@
     python benchmarks/active_learning.py SCENE --teachers hash=RUN planes=RUN --out FILE [--steps 250] [--seeds 0 1 2]
 
 Converts by `scenes.convert_model` for as many steps with no level, with each, and with all three: pairs hash to tensor,
-hash to planes, hash to grid and planes to hash. The likeness is measured on the 4096 rays that no step sees, and on the
-held-out photos of SCENE. Every run is one line of the file --out; what stands there is not run again. Prints one JSON
-object and, on standard error, the table of docs/conversion.md: the gain over no level in dB, mean and range over the
-seeds, and the time of a step over that without. Quality does not depend on the machine; the times do (nothing is
+hash to planes, planes to hash and planes to tensor. The likeness is measured on the 4096 rays that no step sees, and on
+the held-out photos of SCENE. Every run is one line of the file --out; what stands there is not run again. Prints one
+JSON object and, on standard error, the table of docs/conversion.md: the gain over no level in dB, mean and range over
+the seeds, and the time of a step over that without. Quality does not depend on the machine; the times do (nothing is
 refused here).
 """
 
@@ -29,7 +29,12 @@ from polyfield.scenes.evaluate import evaluate, held_out_split
 from polyfield.scenes.scene import load_scene
 from polyfield.scenes.train import Kind
 
-PAIRS: tuple[tuple[Kind, Kind], ...] = (("hash", "tensor"), ("hash", "planes"), ("hash", "grid"), ("planes", "hash"))
+PAIRS: tuple[tuple[Kind, Kind], ...] = (
+    ("hash", "tensor"),
+    ("hash", "planes"),
+    ("planes", "hash"),
+    ("planes", "tensor"),
+)
 LEVELS: dict[str, tuple[Level, ...]] = {
     "none": (),
     "cameras": ("cameras",),
