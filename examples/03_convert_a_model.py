@@ -1,6 +1,7 @@
 """One scene, another field: train a hash grid, make planes of it without photos, and look at both.
 
-Trains for a short time, converts, and writes the same held-out view of teacher and student side by side:
+Trains for a short time, converts, and compares the two: figures, and a held-out view of teacher, student and their
+difference side by side:
 
     python examples/03_convert_a_model.py
     python examples/03_convert_a_model.py data/lego --to cam --train-seconds 300 --seconds 120
@@ -9,11 +10,9 @@ Trains for a short time, converts, and writes the same held-out view of teacher 
 import argparse
 from pathlib import Path
 
-import torch
 from PIL import Image
 
-from polyfield.fields.render import render
-from polyfield.scenes import ConvertOptions, TrainOptions, load_scene, train_scene
+from polyfield.scenes import ConvertOptions, TrainOptions, compare, load_scene, train_scene
 from polyfield.scenes.convert import convert_model, scene_cameras
 
 
@@ -41,11 +40,12 @@ def main() -> None:
     result.model.save(student)
     print(f"{student}: {student.stat().st_size / 1e6:.1f} MB")
 
-    camera = scene.cameras[scene.splits["test"][:1]]
-    camera = camera.downscaled(max(1, int(camera.width[0]) // 200))
-    views = torch.cat([render(model, camera).rgb for model in (teacher, result.model)], dim=1)
+    found = compare(teacher, result.model, scene, views=2)
+    depth = "" if found.depth_difference is None else f", depth {100 * found.depth_difference:.1f} % apart"
+    print(f"{found.psnr:.1f} dB alike on held-out views{depth}")
+    print(f"{found.a.psnr:.1f} and {found.b.psnr:.1f} dB on the photos")
     picture = arguments.out / "teacher_and_student.png"
-    Image.fromarray((views.clamp(0, 1) * 255 + 0.5).to(torch.uint8).cpu().numpy()).save(picture)
+    Image.fromarray(found.pictures[0]).save(picture)
     print(picture)
 
 
