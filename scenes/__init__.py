@@ -10,6 +10,9 @@ if TYPE_CHECKING:
     from .compare import compare as compare
     from .convert import ConvertOptions as ConvertOptions
     from .convert import convert as convert
+    from .edit import EditResult as EditResult
+    from .edit import edit as edit
+    from .edit import edit_model as edit_model
     from .fit import FitOptions as FitOptions
     from .fit import FitResult as FitResult
     from .fit import fit_signal as fit_signal
@@ -27,6 +30,9 @@ _HOMES = {
     "compare": "compare",
     "ConvertOptions": "convert",
     "convert": "convert",
+    "EditResult": "edit",
+    "edit": "edit",
+    "edit_model": "edit",
     "FitOptions": "fit",
     "FitResult": "fit",
     "Images": "images",
@@ -46,6 +52,7 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
-    value = getattr(import_module(f".{_HOMES[name]}", __name__), name)
-    globals()[name] = value  # in the place of a module of that name, which the import has put there
-    return value
+    module = import_module(f".{_HOMES[name]}", __name__)
+    # All at once: a function takes the place of the module of its name, which the import has put there.
+    globals().update({other: getattr(module, other) for other, home in _HOMES.items() if home == _HOMES[name]})
+    return globals()[name]

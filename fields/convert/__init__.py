@@ -3,6 +3,15 @@
 from .active import ActiveRays as ActiveRays
 from .active import Level as Level
 from .active import check_levels as check_levels
+from .edits import Box as Box
+from .edits import Change as Change
+from .edits import Edit as Edit
+from .edits import Erase as Erase
+from .edits import Move as Move
+from .edits import Recolour as Recolour
+from .edits import Sphere as Sphere
+from .edits import apply_edit as apply_edit
+from .edits import follow_edit as follow_edit
 from .shortcuts import SHORTCUTS as SHORTCUTS
 from .task import DistillTask as DistillTask
 from .task import DistillWeights as DistillWeights

@@ -235,8 +235,8 @@ class DistillTask(FieldTask):
         self.marched.take_flags(self.occupancy.flags() | self._taught)
 
     def finish(self, step: int) -> None:
-        """Look at every cell of the student, and again at the occupied ones: what its own grid says from now on is what
-        it is rendered by."""
+        """Look at every cell of the student, and again and again at those that it or the teacher has occupied, since
+        one look may miss what is thin: what its own grid says from now on is what it is rendered by."""
         asked = {
             "density_raw": lambda x: self._density_pass(x)[0],
             "activation": self.field.density_activation,
@@ -244,6 +244,7 @@ class DistillTask(FieldTask):
             "step_size": self.march.step_size,
         }
         self.occupancy.update(**asked, step=step + 1, warmup=True)
+        self.occupancy.take_flags(self.occupancy.flags() | self._taught)
         self.occupancy.look_again(**asked, step=step + 2)
 
     def _density_pass(self, x: Tensor, footprint: Tensor | None = None) -> tuple[Tensor, Tensor | None]:

@@ -22,6 +22,7 @@ Train a neural scene from posed photos, measure it, and make pictures and films 
 commands:
   train SCENE        train a field from a folder of posed photos, or from the built-in scene 'demo'
   convert MODEL      make a field of another kind that looks like a trained model
+  edit MODEL         erase, move or recolour parts of a scene (models of kind grid)
   compare A B        how alike two models of one scene look, with pictures, sizes and speed
   fit INPUT          fit a field to an image, a film, a volume or a mesh
   eval MODEL SCENE   compare a trained model with photos it has not seen
@@ -50,6 +51,12 @@ def _train(arguments: Sequence[str]) -> int:
 
 def _convert(arguments: Sequence[str]) -> int:
     from .convert import run
+
+    return run(arguments)
+
+
+def _edit(arguments: Sequence[str]) -> int:
+    from .edit import run
 
     return run(arguments)
 
@@ -93,6 +100,7 @@ def _doctor(arguments: Sequence[str]) -> int:
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "train": _train,
     "convert": _convert,
+    "edit": _edit,
     "compare": _compare,
     "fit": _fit,
     "eval": _eval,

@@ -219,3 +219,19 @@ def test_features_are_compared_where_they_mean_the_same():
     apart = huber(task.field.geometry(x).features - answers.features, 1.0).mean(1)
     assert losses.features is not None
     assert float(losses.features) == pytest.approx(float((taught * apart).sum() / taught.sum()), rel=1e-4)
+
+
+def test_cells_that_are_partly_full_are_kept_by_a_run_too_short_to_look_often():
+    model = ball_model()
+    task = task_of(ball_field(), model)
+    task.finish(0)
+    centres, grid = task.occupancy.cell_centres(), task.occupancy
+    line = torch.linspace(-0.45, 0.45, 5) * 2 / grid.resolution
+    x = centres.reshape(-1, 1, 3) + torch.cartesian_prod(line, line, line)
+    dense = (
+        model.representation.geometry(x.reshape(-1, 3)).density_raw.exp() * MARCH.step_size > grid.threshold
+    ).float()
+    share = dense.reshape(-1, 125).mean(1)
+    partly = (share > 0.25) & (share < 0.75)
+    assert int(partly.sum()) > 50
+    assert float(grid.flags().flatten()[partly].float().mean()) > 0.9
