@@ -41,7 +41,10 @@ def tensors_of(model: Model) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("kind", FIELDS)
 def test_every_kind_learns_from_a_grid(kind):
     begun, learned = run(kind, 1), run(kind, 150)
-    assert learned.psnr_to_teacher > max(23, begun.psnr_to_teacher + 6)
+    if kind == "grid":  # begins as a copy of its like
+        assert min(begun.psnr_to_teacher, learned.psnr_to_teacher) > 40
+    else:
+        assert learned.psnr_to_teacher > max(23, begun.psnr_to_teacher + 6)
     assert learned.steps == 150
     assert learned.skipped_steps == 0
     assert learned.model.kind == kind
