@@ -17,6 +17,7 @@ import torch
 
 from .. import __version__  # pyright: ignore[reportMissingImports]
 from ..fields.convert import (
+    RATE,
     SHORTCUTS,
     ActiveRays,
     DistillTask,
@@ -261,6 +262,7 @@ class _Session:
             DistillWeights(),
             same_features="color" in self.inherited,
             only_seen_most="points" in options.active,
+            rate=1.0 if shortcut is None else RATE,
             seed=options.seed,
         )
         self.settings = {

@@ -23,6 +23,9 @@ DIRECTIONS = 16
 """Along which a vertex is looked at."""
 RIDGE = 0.01
 """Weight of the squared harmonics, of a direction's squared error 1."""
+RATE = 0.1
+"""Factor of the learning rates of a student that begins so: with 1 it first unlearns (lego at 200x200, hash to grid,
+400 steps: 33.5 dB to the teacher, with 0.1 37.6 dB)."""
 _DARKEST = 1 / 512  # of a channel whose odds are compared, half a step of 8 bits; the brightest is as far from 1
 _CHUNK = 1 << 16
 

@@ -124,6 +124,7 @@ class DistillTask(FieldTask):
         *,
         same_features: bool = False,
         only_seen_most: bool = False,
+        rate: float = 1.0,
         seed: int = 0,
     ) -> None:
         """Args:
@@ -131,10 +132,11 @@ class DistillTask(FieldTask):
         config: of the student's training; what concerns photos has no part.
         same_features: whether features of both mean the same (see `inherit`).
         only_seen_most: whether only the samples of `active.seen_most` count at points (active learning).
+        rate: factor of the learning rates.
         """
         super().__init__(field, occupancy, march, source, config, extra={}, seed=seed)
         self.rays, self.teacher, self.weights = source, teacher, weights or DistillWeights()
-        self.only_seen_most = only_seen_most
+        self.only_seen_most, self.rate = only_seen_most, rate
         self.same_features = same_features and field.feature_count == teacher.field.feature_count > 0
         taught = teacher.model.occupancy
         if taught.cascades != occupancy.cascades:
@@ -163,7 +165,7 @@ class DistillTask(FieldTask):
             total = total + fading * w.features * losses.features
         if losses.empty is not None:
             total = total + w.empty * losses.empty
-        finite = self._descend(total, step, lr_scale)
+        finite = self._descend(total, step, self.rate * lr_scale)
         self.rays.learned(squared)
         counts: dict[str, Any] = {
             "rays": self.ray_count,

@@ -235,3 +235,14 @@ def test_cells_that_are_partly_full_are_kept_by_a_run_too_short_to_look_often():
     partly = (share > 0.25) & (share < 0.75)
     assert int(partly.sum()) > 50
     assert float(grid.flags().flatten()[partly].float().mean()) > 0.9
+
+
+def test_the_rate_is_a_factor_of_the_learning_rates():
+    moved = []
+    for rate in (1.0, 0.1):
+        task = task_of(small_hash(), ball_model(), rate=rate)
+        before = task.field.color.parameters_flat.detach().clone()  # type: ignore[union-attr]
+        task.step(0, 1.0)
+        moved.append(task.field.color.parameters_flat.detach() - before)  # type: ignore[union-attr]
+    assert float(moved[0].abs().max()) > 1e-3
+    torch.testing.assert_close(moved[1], 0.1 * moved[0], rtol=1e-2, atol=1e-7)
