@@ -48,8 +48,8 @@ def sample_grid(student: GridField, teacher: Teacher, directions: Tensor) -> Non
     fit = torch.linalg.solve(basis.T @ basis + RIDGE * torch.eye(basis.shape[1]).to(basis), basis.T)  # (B, D)
     for begin in range(0, len(x), _CHUNK):
         rows = slice(begin, begin + _CHUNK)
-        odds = [_log_odds(teacher, x[rows], direction) for direction in chosen]
-        student.harmonics[rows] = torch.einsum("bd,dnc->ncb", fit, torch.stack(odds)).flatten(1)
+        odds = _log_odds(teacher, x[rows], chosen)
+        student.harmonics[rows] = torch.einsum("bd,dnc->ncb", fit, odds).flatten(1)
 
 
 def _near(occupancy: OccupancyGrid) -> OccupancyGrid:
@@ -68,10 +68,11 @@ def _log_density(teacher: Teacher, x: Tensor, near: OccupancyGrid) -> Tensor:
     return torch.cat(found)
 
 
-def _log_odds(teacher: Teacher, x: Tensor, direction: Tensor) -> Tensor:
-    """(N, 3) of the colours seen along one direction."""
+def _log_odds(teacher: Teacher, x: Tensor, directions: Tensor) -> Tensor:
+    """(D, N, 3) of the colours of positions (N, 3), seen along each direction (D, 3)."""
     features = teacher.field.geometry(x).features
-    return teacher.field.radiance(features, direction.expand_as(x), x=x).float().logit(_DARKEST)
+    colours = [teacher.field.radiance(features, direction.expand_as(x), x=x) for direction in directions]
+    return torch.stack(colours).float().logit(_DARKEST)
 
 
 SHORTCUTS: dict[type[RadianceField], Callable[[Any, Teacher, Tensor], None]] = {GridField: sample_grid}
