@@ -69,7 +69,7 @@ class ActiveRays(TeacherRays):
         self.memory = {name: tensor.to(self.device) for name, tensor in self.memory.items()}
 
     def learned(self, squared: Tensor) -> None:
-        if self._pool is not None:
+        if self.levels:
             self.memory["error"].scatter_reduce_(0, self._chosen, squared.nan_to_num(0.0), "amax", include_self=False)
 
     def tensors(self) -> dict[str, Tensor]:
@@ -111,18 +111,20 @@ class ActiveRays(TeacherRays):
 
     def _pool_of(self, number: int) -> Pool:
         """The pool that follows from what is remembered."""
-        pool, memory = super()._pool_of(number), self.memory
+        memory = self.memory
         count = int((memory["hard"] > 0).sum())  # they come sorted
         if count == 0:
-            return pool
+            return super()._pool_of(number)
         origins, directions, rgb, alpha = (memory[k][:count] for k in ("origins", "directions", "rgb", "alpha"))
-        fresh = pool.rays.rows(slice(count, None))
+        rays, frames = self._rays(self.count, number)
+        fresh = rays.rows(slice(count, None))
+        seen, opacity = self.teacher.seen(fresh)
         return Pool(
             number,
             Rays(torch.cat([origins, fresh.origins]), torch.cat([directions, fresh.directions])),
-            torch.cat([pool.frames.new_full((count,), -1), pool.frames[count:]]),
-            torch.cat([rgb, pool.rgb[count:]]),
-            torch.cat([alpha, pool.alpha[count:]]),
+            torch.cat([frames.new_full((count,), -1), frames[count:]]),
+            torch.cat([rgb, seen]),
+            torch.cat([alpha, opacity]),
         )
 
     def _views(self, number: int, generator: torch.Generator) -> Cameras:
@@ -137,9 +139,11 @@ class ActiveRays(TeacherRays):
         return Cameras(**{k: torch.cat([v, getattr(views, k)[count:]]) for k, v in turned.items()})
 
     def _choose(self, count: int, generator: torch.Generator) -> Tensor:
-        chosen, error = super()._choose(count, generator), self.memory["error"].cpu()
-        hard = int(HARD * count)
-        if "rays" in self.levels and hard > 0 and bool((error > 0).any()):
+        chosen, hard = super()._choose(count, generator), int(HARD * count)
+        if "rays" not in self.levels or hard == 0:
+            return chosen
+        error = self.memory["error"].cpu()
+        if bool((error > 0).any()):
             chosen[:hard] = torch.multinomial(error, hard, replacement=True, generator=generator)
         return chosen
 
