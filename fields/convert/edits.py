@@ -23,8 +23,8 @@ from ..ops.activations import raw_of_log_density as raw_of
 from ..ops.sparse_grid import sparse_grid_sample
 from ..radiance.grid import EMPTY, LEAST_THICKNESS, MOST_VERTICES, GridField
 from ..render.occupancy import OccupancyGrid
+from .shortcuts import DARKEST
 
-_DARKEST = 1 / 512  # of a channel whose odds are moved, half a step of 8 bits; the brightest is as far from 1
 _SNAP = 1e-4  # pitches: a place nearer to a vertex is the vertex, whatever float32 makes of positions
 _HALVINGS = 40  # of an interval of 64: to a float32's rounding
 _LOOKS = 4  # along each side of an occupancy cell, its faces included
@@ -213,7 +213,7 @@ def _recolour(field: GridField, rgb: Vector, inside: Tensor, dense: Tensor) -> N
     constant = float(field.basis(field.density.new_tensor([[0.0, 0.0, 1.0]]))[0, 0])
     channels = field.harmonics.unflatten(1, (3, -1))
     odds = channels[inside & dense, :, 0] * constant
-    target = odds.new_tensor(rgb).clamp(_DARKEST, 1 - _DARKEST)
+    target = odds.new_tensor(rgb).clamp(DARKEST, 1 - DARKEST)
     low = target.logit() - odds.amax(0)  # as far up as this, no vertex is brighter than the target
     high = target.logit() - odds.amin(0)
     for _ in range(_HALVINGS):

@@ -26,7 +26,8 @@ RIDGE = 0.01
 RATE = 0.1
 """Factor of the learning rates of a student that begins so: with 1 it first unlearns (lego at 200x200, hash to grid,
 400 steps: 33.5 dB to the teacher, with 0.1 37.6 dB)."""
-_DARKEST = 1 / 512  # of a channel whose odds are compared, half a step of 8 bits; the brightest is as far from 1
+DARKEST = 1 / 512
+"""Of a channel whose odds are taken: half a step of 8 bits; the brightest is as far from 1."""
 _CHUNK = 1 << 16
 
 
@@ -72,7 +73,7 @@ def _log_odds(teacher: Teacher, x: Tensor, directions: Tensor) -> Tensor:
     """(D, N, 3) of the colours of positions (N, 3), seen along each direction (D, 3)."""
     features = teacher.field.geometry(x).features
     colours = [teacher.field.radiance(features, direction.expand_as(x), x=x) for direction in directions]
-    return torch.stack(colours).float().logit(_DARKEST)
+    return torch.stack(colours).float().logit(DARKEST)
 
 
 SHORTCUTS: dict[type[RadianceField], Callable[[Any, Teacher, Tensor], None]] = {GridField: sample_grid}
