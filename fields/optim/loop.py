@@ -169,6 +169,7 @@ def optimise(task: Task, config: LoopConfig, hooks: Sequence[Hook] = (), state: 
     state = state or LoopState()
     _plan_from_steps(state, config)
     clock = Clock(state.seconds)
+    began = state.step, state.seconds
     snapshot = _Snapshot(task, state)
     marks: list[tuple[int, float]] = []
     interrupted: list[BaseException] = []
@@ -184,7 +185,7 @@ def optimise(task: Task, config: LoopConfig, hooks: Sequence[Hook] = (), state: 
             state.result = result
             marks.append((state.step, state.seconds))
             if config.max_seconds is not None and state.plans < len(config.measure_shares):
-                _plan_from_speed(state, config, marks)
+                _plan_from_speed(state, config, marks, began)
             last = state.step == state.total_steps
             if state.step % config.guard_every == 0 or last:
                 _guard(task, state, snapshot, config)
@@ -211,7 +212,9 @@ def _plan_from_steps(state: LoopState, config: LoopConfig) -> None:
     state.total_steps = max(config.max_steps, state.step)
 
 
-def _plan_from_speed(state: LoopState, config: LoopConfig, marks: list[tuple[int, float]]) -> None:
+def _plan_from_speed(
+    state: LoopState, config: LoopConfig, marks: list[tuple[int, float]], began: tuple[int, float]
+) -> None:
     """At the next of `measure_shares`, plan the number of steps. The speed is that of the second half of what was
     measured since the last plan or since the task last grew, for the first steps march through space that is not yet
     known to be empty; 6 % stay in reserve, since steps grow a little (rays are added as the scene empties) and the
@@ -223,7 +226,7 @@ def _plan_from_speed(state: LoopState, config: LoopConfig, marks: list[tuple[int
         return
     step0, seconds0 = marks[len(marks) // 2]
     if state.step == step0:  # a single step used up the measuring time
-        step0, seconds0 = 0, 0.0
+        step0, seconds0 = began
     per_step = (state.seconds - seconds0) / (state.step - step0)
     remaining = max(0.0, 0.94 * budget - state.seconds)
     decaying = state.decay_start is not None and state.step > state.decay_start

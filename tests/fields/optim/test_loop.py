@@ -186,3 +186,9 @@ def test_settings_that_contradict_each_other_are_refused():
 def test_the_rate_before_the_plan_is_known_is_full():
     config = LoopConfig(max_seconds=10.0, warmup_steps=1)
     assert lr_scale(500, LoopState(), config) == 1.0
+
+
+def test_what_was_spent_before_the_first_step_is_not_taken_for_its_length():
+    task = Descent(seconds=0.01)
+    state = optimise(task, LoopConfig(max_seconds=1.0), state=LoopState(seconds=0.6))
+    assert 15 <= state.step <= 40
