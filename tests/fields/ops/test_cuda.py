@@ -59,6 +59,12 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return emulator.build("plain", tmp_path_factory.mktemp("emulator"))
 
 
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where NVRTC's results are kept: it compiles each file once for all of these tests, not once in each."""
+    return tmp_path_factory.mktemp("cache")
+
+
 def run_python(code: str, environment: dict[str, str], timeout: float = 300) -> subprocess.CompletedProcess:
     command = [sys.executable, "-c", textwrap.dedent(code)]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout, check=False)
@@ -168,9 +174,9 @@ def test_an_old_driver_is_refused_with_its_version(tmp_path):
 
 @needs_nvrtc
 @needs_emulator
-def test_backends_cpu_and_reference_leave_cuda_alone(plain, tmp_path):
+def test_backends_cpu_and_reference_leave_cuda_alone(plain, cache):
     for backend, expected in (("", True), ("cpu", False), ("reference", False)):
-        environment = emulator.environment(plain, tmp_path) | {"POLYFIELD_BACKEND": backend}
+        environment = emulator.environment(plain, cache) | {"POLYFIELD_BACKEND": backend}
         done = run_python(FREQUENCY.format(strict=backend == ""), environment)
         if backend == "cpu" and "no native CPU library" in done.stderr:
             continue
@@ -179,7 +185,7 @@ def test_backends_cpu_and_reference_leave_cuda_alone(plain, tmp_path):
 
 @needs_nvrtc
 @needs_emulator
-def test_kernels_are_launched_from_several_threads_at_once(plain, tmp_path):
+def test_kernels_are_launched_from_several_threads_at_once(plain, cache):
     code = """
         import threading, torch
         from polyfield.fields.ops.frequency_encode import frequency_encode, frequency_encode_reference
@@ -196,7 +202,7 @@ def test_kernels_are_launched_from_several_threads_at_once(plain, tmp_path):
         for t in threads: t.join()
         print("wrong", wrong)
     """
-    done = run_python(code, emulator.environment(plain, tmp_path))
+    done = run_python(code, emulator.environment(plain, cache))
     assert "wrong []" in done.stdout, done.stderr
 
 
@@ -205,7 +211,7 @@ def test_kernels_are_launched_from_several_threads_at_once(plain, tmp_path):
 
 @needs_nvrtc
 @needs_emulator
-def test_deterministic_gradients_of_the_table_do_not_depend_on_the_order_of_sums(plain, tmp_path):
+def test_deterministic_gradients_of_the_table_do_not_depend_on_the_order_of_sums(plain, cache):
     code = """
         import torch
         from polyfield.fields.ops.hash_encode import HashGridSpec, hash_encode, hash_value_and_jacobian
@@ -228,7 +234,7 @@ def test_deterministic_gradients_of_the_table_do_not_depend_on_the_order_of_sums
         g[7, 2] = float("nan")
         print("nan", bool(gradients(straight)[0].isnan().any()))
     """
-    done = run_python(code, emulator.environment(plain, tmp_path))
+    done = run_python(code, emulator.environment(plain, cache))
     assert done.stdout.split("\n")[:3] == ["floats vary True", "equal True", "nan True"], done.stderr
 
 
@@ -251,7 +257,7 @@ encode = lambda x: sparse_grid_sample(x, values, index)
 @needs_nvrtc
 @needs_emulator
 @pytest.mark.parametrize("of", SUMS)
-def test_deterministic_gradients_do_not_depend_on_the_order_of_sums(of, plain, tmp_path):
+def test_deterministic_gradients_do_not_depend_on_the_order_of_sums(of, plain, cache):
     code = f"""
 import torch
 {SUMS[of]}
@@ -268,7 +274,7 @@ torch.testing.assert_close(exact[0], floats[0], rtol=1e-3, atol=1e-3)
 g[7, 2] = float("nan")
 print("nan", bool(gradient(straight).isnan().any()))
 """
-    done = run_python(code, emulator.environment(plain, tmp_path))
+    done = run_python(code, emulator.environment(plain, cache))
     assert done.stdout.split("\n")[:3] == ["floats vary True", "equal True", "nan True"], done.stderr
 
 
@@ -279,9 +285,9 @@ print("nan", bool(gradient(straight).isnan().any()))
 @needs_nvrtc
 @needs_emulator
 @pytest.mark.parametrize("file", TESTED)
-def test_kernels_pass_their_operators_tests_in_the_emulator(file, plain, tmp_path):
+def test_kernels_pass_their_operators_tests_in_the_emulator(file, plain, cache):
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"tests/fields/{file}.py"]
-    environment = emulator.environment(plain, tmp_path)
+    environment = emulator.environment(plain, cache)
     done = subprocess.run(
         command, env=environment, cwd=emulator.ROOT, capture_output=True, text=True, timeout=500, check=False
     )
@@ -292,10 +298,10 @@ def test_kernels_pass_their_operators_tests_in_the_emulator(file, plain, tmp_pat
 @needs_nvrtc
 @needs_emulator
 @pytest.mark.parametrize("kind", ["asan", "tsan"])
-def test_sanitizers_find_nothing_in_the_kernels(kind, tmp_path):
+def test_sanitizers_find_nothing_in_the_kernels(kind, cache, tmp_path):
     library = emulator.build(kind, tmp_path / kind)
     command = [sys.executable, str(HELPERS / "every_kernel.py"), "cpu"]
-    environment = emulator.environment(library, tmp_path, kind)
+    environment = emulator.environment(library, cache, kind)
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.split() == sorted(BUDGETS)
@@ -324,7 +330,7 @@ def test_sanitizers_find_nothing_in_the_kernels(kind, tmp_path):
         ("tsan", "nothing", None),
     ],
 )
-def test_planted_faults_are_found(kind, kernel, finding, tmp_path):
+def test_planted_faults_are_found(kind, kernel, finding, cache, tmp_path):
     library = emulator.build(kind, tmp_path / kind, [HELPERS / "planted_faults.cu"])
     code = f"""
         import ctypes
@@ -339,7 +345,7 @@ def test_planted_faults_are_found(kind, kernel, finding, tmp_path):
         driver.cuGetErrorString(failed, ctypes.byref(text))
         print(text.value.decode() if failed else "launched")
     """
-    done = run_python(code, emulator.environment(library, tmp_path, kind))
+    done = run_python(code, emulator.environment(library, cache, kind))
     output = done.stdout + done.stderr
     if finding:
         assert re.search(finding, output), output[-3000:]
@@ -361,7 +367,7 @@ def test_planted_faults_are_found(kind, kernel, finding, tmp_path):
     ],
     ids=["composed", "program"],
 )
-def test_training_by_the_cuda_kernels_is_training_by_the_cpus(options, kernels, tolerance, plain, tmp_path):
+def test_training_by_the_cuda_kernels_is_training_by_the_cpus(options, kernels, tolerance, plain, cache, tmp_path):
     code = """
         import sys
         from dataclasses import replace
@@ -383,7 +389,7 @@ def test_training_by_the_cuda_kernels_is_training_by_the_cpus(options, kernels, 
     losses = []
     for name in ("cpu", "cuda"):
         out = tmp_path / name
-        environment = emulator.environment(plain, tmp_path) | {"POLYFIELD_BACKEND": "cpu" if name == "cpu" else ""}
+        environment = emulator.environment(plain, cache) | {"POLYFIELD_BACKEND": "cpu" if name == "cpu" else ""}
         text = code.format(helpers=str(HELPERS.parent), out=str(out), options=options, kernels=kernels)
         done = run_python(text, environment, timeout=500)
         assert done.returncode == 0, done.stderr[-2000:]
