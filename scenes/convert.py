@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import torch
 
 from .. import __version__  # pyright: ignore[reportMissingImports]
+from ..fields.base import RadianceField
 from ..fields.convert import (
     RATE,
     SHORTCUTS,
@@ -35,10 +37,11 @@ from ..fields.optim.field_task import psnr_of
 from ..fields.optim.loop import Clock, LoopConfig, LoopState, optimise
 from ..fields.radiance import FIELDS
 from ..fields.render import BACKGROUNDS, OccupancyGrid, render_rays
+from .capacity import Candidates, Capacity, Wish, bytes_of, choose_capacity
 from .device import Device, pick_device
 from .evaluate import FRAME_TOLERANCE, cameras_for, frame_change, frames_apart
-from .presets import Preset, Surroundings
-from .run_state import Progress, Speedometer, append_log, load_state, read_state, save_state
+from .presets import Preset, Surroundings, with_settings
+from .run_state import CHECKPOINT, Progress, Speedometer, append_log, load_state, read_state, save_state
 from .scene import Scene
 from .train import Kind, TrainOptions, preset_for
 
@@ -46,6 +49,9 @@ USUAL_SECONDS = 60.0
 MOST_SAMPLES = 1 << 14
 """Live samples of a step on a CPU where none are asked for: a quarter of training's, for every sample is taught. Lego
 at 200x200, hash to tensor, likeness to the teacher: 28.5 dB by 480 steps of 2^13, 22.8 dB by 80 of 2^16."""
+RATES = {"mlp": 3.0}
+"""Kind -> factor of its learning rates: at points there is no haze to fear. Lego at 200x200, hash to mlp, likeness to the
+teacher after 450 steps: 31.5 dB, with 2 29.4 dB; but to cam, 60 seconds: 27.2 dB, with 1 29.8 dB."""
 PROBE_RAYS = 1 << 12
 """Rays on which the student is compared with its teacher while it learns."""
 _PROBE = -1  # number of a pool of rays that no step sees
@@ -72,6 +78,12 @@ class ConvertOptions:
     """Live samples per step; default by the kind, on a CPU at most 2^14."""
     bits: Literal[8, 32] = 32
     """Of a stored weight, for mlp and cam."""
+    size_limit: str | None = None
+    """Most that the model file may take: 1MB, 600KB, 0.6MiB or bytes. The largest field that fits is made; its
+    measured size is told."""
+    fps_target: float | None = None
+    """Least pictures a second, from where and as large as the scene was seen, on this device. The largest field that
+    is as quick is made; its measured speed is told."""
     active: tuple[Level, ...] = ()
     """Active learning (PVD-AL): look again where the student was wrong, by cameras, by rays, and at the points of a ray
     that are seen most."""
@@ -84,6 +96,18 @@ class ConvertOptions:
         if self.to not in get_args(Kind):
             raise ConfigError(f"a model is converted to one of {', '.join(get_args(Kind))}; got {self.to!r}")
         check_levels(self.active)
+        if self.size_limit is not None:
+            bytes_of(self.size_limit)
+        if self.fps_target is not None and not 0 < self.fps_target < math.inf:
+            raise ConfigError(f"--fps-target must be a positive number of pictures a second; got {self.fps_target:g}")
+
+    @property
+    def wish(self) -> Wish | None:
+        """What the size of the field is chosen by; None: it is the usual one."""
+        if self.size_limit is None and self.fps_target is None:
+            return None
+        limit = None if self.size_limit is None else bytes_of(self.size_limit)
+        return Wish(most_bytes=limit, least_fps=self.fps_target)
 
     def loop(self) -> LoopConfig:
         """Settings of the loop; a student does not need the long warm-up of a network that starts from haze."""
@@ -120,6 +144,8 @@ class ConvertResult(NamedTuple):
     """Parts that the student took from the teacher."""
     skipped_steps: int
     """Steps that were not finite and changed nothing."""
+    capacity: Capacity | None
+    """How large the field was made, where that was to be chosen."""
 
 
 def convert(
@@ -130,6 +156,8 @@ def convert(
     max_seconds: float | None = None,
     max_steps: int | None = None,
     seed: int = 0,
+    size_limit: int | str | None = None,
+    fps_target: float | None = None,
     run: str | Path | None = None,
 ) -> Model:
     """Make a field of another kind that looks like `model`. No photos are needed.
@@ -141,13 +169,18 @@ def convert(
             all around; other captures need it.
         max_seconds, max_steps: one of them; 60 seconds by default.
         seed: one seed and number of steps, one result on a CPU.
+        size_limit: most bytes of the model's file, or a text such as "1MB": the largest field that fits is made.
+        fps_target: least pictures a second on this device: likewise.
         run: folder for the log and checkpoints; None writes nothing.
 
     Raises:
         ConfigError: contradicting options; a teacher that is empty, not finite or of another scene; no cameras where
-            they are needed.
+            they are needed; no field of this kind is small or quick enough.
     """
-    options = ConvertOptions(to=to, max_seconds=max_seconds, max_steps=max_steps, seed=seed)
+    limit = None if size_limit is None else str(size_limit)
+    options = ConvertOptions(
+        to=to, max_seconds=max_seconds, max_steps=max_steps, seed=seed, size_limit=limit, fps_target=fps_target
+    )
     cameras = None if scene is None else scene_cameras(model, scene)
     return convert_model(model, options, cameras=cameras, run=run).model
 
@@ -160,6 +193,7 @@ def convert_model(
     run: str | Path | None = None,
     resume: bool = False,
     report: Callable[[Progress], None] | None = None,
+    chosen: Callable[[Capacity], None] | None = None,
 ) -> ConvertResult:
     """`convert` with all options and results.
 
@@ -170,6 +204,7 @@ def convert_model(
         cameras: from where its scene was seen, scene frame.
         resume: continue from `run`'s checkpoint; the result equals that of an uninterrupted run bit for bit on a CPU.
         report: called every few steps.
+        chosen: called with how large the field is made, where that was to be chosen.
 
     Raises:
         ConfigError: as `convert`. FormatError: a checkpoint that does not fit.
@@ -177,6 +212,8 @@ def convert_model(
     """
     session = _Session(model, options, cameras, None if run is None else Path(run), begins=not resume)
     state = session.load_checkpoint() if resume else LoopState(seconds=session.prepared)
+    if chosen is not None and session.capacity is not None:
+        chosen(session.capacity)
     if session.run is not None:
         session.run.mkdir(parents=True, exist_ok=True)
     loop = options.loop()
@@ -203,6 +240,7 @@ def convert_model(
         session.settings,
         session.inherited,
         state.skipped,
+        session.capacity,
     )
 
 
@@ -240,10 +278,14 @@ class _Session:
         self.state = LoopState()
         device = pick_device(options.device)
         around = surroundings_of_model(model)
-        self.preset = preset = _student_preset(around, options, device)
+        self.preset = _student_preset(around, options, device).with_colors_of(model.representation.config)
         teacher = Teacher(model)
         if cameras is None:
             cameras = _cameras_round(model, around)
+        self.capacity = self._capacity(teacher, cameras, begins=begins)
+        if self.capacity is not None:
+            self.preset = with_settings(self.preset, self.capacity.settings)
+        preset = self.preset
         self.rays = ActiveRays(teacher, cameras, rays=preset.task.samples, seed=options.seed, levels=options.active)
         self.field = FIELDS[options.to][0](preset.field, seed=options.seed).to(device)
         self.inherited = inherit(self.field, teacher.field)
@@ -259,10 +301,10 @@ class _Session:
             self.rays,
             preset.task,
             teacher,
-            DistillWeights(),
+            DistillWeights() if shortcut is None else DistillWeights(points_until=0.0),
             same_features="color" in self.inherited,
             only_seen_most="points" in options.active,
-            rate=1.0 if shortcut is None else RATE,
+            rate=RATE if shortcut is not None else RATES.get(options.to, 1.0),
             seed=options.seed,
         )
         self.settings = {
@@ -282,16 +324,33 @@ class _Session:
 
     def model(self, step: int) -> Model:
         """The student as a model."""
+        return self._model_of(self.field, self.occupancy, self.preset, step)
+
+    def _model_of(self, field: RadianceField, occupancy: OccupancyGrid, preset: Preset, step: int) -> Model:
         provenance = {
             **self.given.provenance,
             "polyfield": __version__,
             "torch": torch.__version__,
             "steps": step,
-            "precision": self.preset.task.precision,
+            "precision": preset.task.precision,
             "converted_from": [*self.given.provenance.get("converted_from", []), self.given.kind],
         }
         given = self.given
-        return Model(self.field, self.occupancy, self.preset.march, given.to_dataset, given.background, provenance)
+        return Model(field, occupancy, preset.march, given.to_dataset, given.background, provenance)
+
+    def _capacity(self, teacher: Teacher, cameras: Cameras, *, begins: bool) -> Capacity | None:
+        """How large the field is to be; of a conversion that goes on, as it was chosen then."""
+        options, wish = self.options, self.options.wish
+        if not begins and self.run is not None:
+            header = read_state(self.run).header
+            stored, settings = header.get("capacity"), header.get("settings")
+            if stored is None or not isinstance(settings, dict) or settings.get("to") != options.to:
+                return None  # without a wish, or of another conversion, which `load_state` refuses
+            return Capacity.from_dict(stored, self.preset, self.run / CHECKPOINT)
+        if wish is None:
+            return None
+        parts = (options.to, self.preset, teacher, cameras, self._model_of)
+        return choose_capacity(Candidates(*parts, seed=options.seed), wish)
 
     def measure(self) -> float:
         """PSNR of the student against the teacher on the probe, dB."""
@@ -322,7 +381,8 @@ class _Session:
 
     def save_checkpoint(self) -> None:
         if self.run is not None:
-            save_state(self.run, self.task, self.state, self._identity())
+            capacity = None if self.capacity is None else self.capacity._asdict()
+            save_state(self.run, self.task, self.state, self._identity(), capacity=capacity)
 
     def load_checkpoint(self) -> LoopState:
         if self.run is None:

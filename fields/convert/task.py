@@ -2,6 +2,7 @@
 
 After PVD and PVD-AL (Fang et al., arXiv 2211.15977 and 2304.04012): the student marches, the teacher answers at the
 student's live samples, and the rendered pixels are compared too; the weight of the points falls as the student learns.
+Before any ray is marched the student learns at points that matter (`points`).
 Two things keep what is empty and what is solid true where the student is wrong: it marches through the cells that
 either grid calls occupied, so that it meets matter it has lost; and at points drawn where the teacher's grid is empty
 its density is pushed down, so that haze in which no ray stops goes as well.
@@ -27,6 +28,7 @@ from ..render.march import MarchConfig, PackedSamples
 from ..render.occupancy import OccupancyGrid
 from .active import seen_most
 from .losses import density_error, weighted_huber
+from .points import Points, TeacherPoints
 from .teacher import Teacher, TeacherRays
 
 FIRST_LOOK = 64
@@ -56,30 +58,36 @@ class DistillWeights:
     """Log thickness above `losses.EMPTY` at points where the teacher's grid is empty."""
     empty_share: float = 0.125
     """How many such points there are, in live samples."""
+    points_until: float = 0.8
+    """Share of the run in which the student learns at points alone."""
     fades_over: float = 0.5
-    """Share of the run over which the weight of the samples falls."""
+    """Share of the run over which the weight of the samples falls, once rays are marched."""
     faded: float = 0.3
     """To this part of it."""
 
     def __post_init__(self) -> None:
         if not all(v >= 0 for v in (self.pixels, self.density, self.color, self.features, self.empty)):
             raise ConfigError(f"weights must not be negative; got {self}")
-        if not (0 < self.fades_over <= 1 and 0 < self.faded <= 1 and self.empty_share >= 0):
-            raise ConfigError(f"fades_over and faded must be in (0, 1], empty_share at least 0; got {self}")
+        if not (0 <= self.points_until < 1 and 0 < self.fades_over <= 1 and 0 < self.faded <= 1 and self.empty_share >= 0):
+            raise ConfigError(f"points_until must be in [0, 1), fades_over and faded in (0, 1], empty_share >= 0; got {self}")
 
     def points(self, progress: float) -> float:
         """Factor of the weights of samples when that share of the run is done."""
-        return self.faded ** min(1.0, progress / self.fades_over)
+        return 1.0 if progress < self.points_until else self.faded ** min(1.0, progress / self.fades_over)
 
 
 class Losses(NamedTuple):
     """The terms of a step, unweighted; None where a term has no part in it."""
 
-    pixels: Tensor
+    pixels: Tensor | None
     density: Tensor
     color: Tensor
     features: Tensor | None
     empty: Tensor | None
+
+    def figures(self) -> dict[str, float]:
+        """Those that there are."""
+        return {name: float(term.detach()) for name, term in self._asdict().items() if term is not None}
 
 
 def inherit(student: RadianceField, teacher: RadianceField) -> list[str]:
@@ -136,6 +144,7 @@ class DistillTask(FieldTask):
         """
         super().__init__(field, occupancy, march, source, config, extra={}, seed=seed)
         self.rays, self.teacher, self.weights = source, teacher, weights or DistillWeights()
+        self.points = TeacherPoints(source, samples=config.samples, seed=seed)
         self.only_seen_most, self.rate = only_seen_most, rate
         self.same_features = same_features and field.feature_count == teacher.field.feature_count > 0
         taught = teacher.model.occupancy
@@ -149,7 +158,16 @@ class DistillTask(FieldTask):
         self.marched = OccupancyGrid(cascades=occupancy.cascades, resolution=occupancy.resolution).to(flags.device)
         self.join_grids()
 
+    def grow(self, progress: float) -> bool:
+        begins = self.progress < self.weights.points_until <= progress  # to march: steps take longer from here on
+        return super().grow(progress) or begins
+
+    def occupied_box(self) -> Tensor:
+        return self.teacher.model.occupancy.occupied_box()
+
     def step(self, step: int, lr_scale: float) -> StepResult:
+        if self.progress < self.weights.points_until:
+            return self._step_at_points(step, lr_scale)
         if step >= FIRST_LOOK and step % self.config.occupancy_every == 0:
             self._refresh_occupancy(step)
             self.join_grids()
@@ -159,13 +177,7 @@ class DistillTask(FieldTask):
         if live == 0:
             return StepResult(float("nan"), False, {"rays": self.ray_count, "live": 0, "marched": samples.marched})
         losses, squared = self.losses(batch, samples, step)
-        w, fading = self.weights, self.weights.points(self.progress)
-        total = w.pixels * losses.pixels + fading * (w.density * losses.density + w.color * losses.color)
-        if losses.features is not None:
-            total = total + fading * w.features * losses.features
-        if losses.empty is not None:
-            total = total + w.empty * losses.empty
-        finite = self._descend(total, step, self.rate * lr_scale)
+        total, finite = self._learn(losses, step, lr_scale)
         self.rays.learned(squared)
         counts: dict[str, Any] = {
             "rays": self.ray_count,
@@ -173,10 +185,30 @@ class DistillTask(FieldTask):
             "marched": samples.marched,
             "dropped": samples.dropped,
             "psnr": psnr_of(float(squared.mean())),
-            **{name: float(term.detach()) for name, term in losses._asdict().items() if term is not None},
         }
         self._adapt_rays(self.ray_count, live)
-        return StepResult(float(total.detach()), finite, counts)
+        return StepResult(total, finite, counts | losses.figures())
+
+    def _step_at_points(self, step: int, lr_scale: float) -> StepResult:
+        points = self.points.batch(step)
+        count, seen = len(points.positions), len(points.rgb)
+        if seen == 0:
+            return StepResult(float("nan"), False, {"points": count})
+        losses = self.point_losses(points, step)
+        total, finite = self._learn(losses, step, lr_scale)
+        return StepResult(total, finite, {"points": count} | losses.figures())
+
+    def _learn(self, losses: Losses, step: int, lr_scale: float) -> tuple[float, bool]:
+        """The weighted sum of the terms, and whether it was finite and has changed the field."""
+        w, fading = self.weights, self.weights.points(self.progress)
+        total = fading * (w.density * losses.density + w.color * losses.color)
+        if losses.pixels is not None:
+            total = total + w.pixels * losses.pixels
+        if losses.features is not None:
+            total = total + fading * w.features * losses.features
+        if losses.empty is not None:
+            total = total + w.empty * losses.empty
+        return float(total.detach()), self._descend(total, step, self.rate * lr_scale)
 
     def tensors(self) -> dict[str, Tensor]:
         return super().tensors() | {f"source.{k}": v for k, v in self.rays.tensors().items()}
@@ -220,6 +252,28 @@ class DistillTask(FieldTask):
             self._haze(int(self.weights.empty_share * len(rows)), step),
         )
         return terms, error.detach().square().mean(1)
+
+    def point_losses(self, points: Points, step: int) -> Losses:
+        """The terms at points, of which at least one is seen."""
+        field, seen = self.field, slice(len(points.rgb))
+        geometry = field.geometry(points.positions)
+        rgb = field.radiance(geometry.features[seen], points.directions, x=points.positions[seen])
+        log_delta = (points.distances * self.march.cone_angle).clamp(min=self.march.step_size).log()
+        error = density_error(
+            log_density(geometry.density_raw, field.density_activation) + log_delta,
+            log_density(points.density_raw, self.teacher.field.density_activation) + log_delta,
+        )
+        even = torch.ones_like(error)
+        features = None
+        if self.same_features:
+            features = weighted_huber(geometry.features[seen] - points.features, even[seen], _LOG_DELTA)
+        return Losses(
+            None,
+            weighted_huber(error, even, _LOG_DELTA),
+            weighted_huber(rgb - points.rgb, even[seen], _COLOR_DELTA),
+            features,
+            self._haze(self.config.samples - self.points.seen - self.points.passed, step),
+        )
 
     def _haze(self, count: int, step: int) -> Tensor | None:
         """Mean error of log thickness at `count` points where the teacher's grid is empty; None without such."""

@@ -149,10 +149,14 @@ class FieldTask(ABC):
 
     def grow(self, progress: float) -> bool:
         self.progress = progress
-        if not self.field.grow(progress, self.occupancy.occupied_box):
+        if not self.field.grow(progress, self.occupied_box):
             return False
         self._take_parameters()
         return True
+
+    def occupied_box(self) -> Tensor:
+        """(2, 3) lower and upper corner of what the field need cover, scene frame."""
+        return self.occupancy.occupied_box()
 
     # -- parts of a step --------------------------------------------------------------------------------------------
 

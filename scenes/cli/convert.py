@@ -45,6 +45,7 @@ class Convert:
       polyfield convert runs/lego-hash-1 --to tensor --out lego-tensor.safetensors
       polyfield convert runs/lego-hash-1 --to cam --bits 8 --out lego-cam.safetensors --max-seconds 300
       polyfield convert runs/lego-hash-1 --to planes --out p.safetensors --scene data/lego
+      polyfield convert runs/lego-hash-1 --to hash --out small.safetensors --size-limit 1MB
     """
 
     model: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="MODEL")]
@@ -177,7 +178,15 @@ def _convert(command: Convert, model: Model, cameras: Cameras | None) -> Convert
         (out / "metrics.jsonl").unlink(missing_ok=True)
     try:
         with show_training("as teacher") as report:
-            return convert_model(model, command.converting, cameras=cameras, run=out, resume=again, report=report)
+            return convert_model(
+                model,
+                command.converting,
+                cameras=cameras,
+                run=out,
+                resume=again,
+                report=report,
+                chosen=lambda capacity: print(capacity.text(command.converting.to), file=sys.stderr),
+            )
     except KeyboardInterrupt:
         saved = (out / run_folder.CHECKPOINT).exists()
         where = f"saved in {out}" if saved else f"nothing was learned yet in {out}"
@@ -227,6 +236,7 @@ def result_of(
         "convert_seconds": result.seconds,
         "skipped_steps": result.skipped_steps,
         "precision": result.precision,
+        "capacity": None if result.capacity is None else result.capacity._asdict(),
         "inherited": result.inherited,
         "seed": command.converting.seed,
         "settings": result.settings,

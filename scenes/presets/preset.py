@@ -81,6 +81,13 @@ class Preset:
             raise ConfigError("this kind of field has no networks to compute in bf16; leave out --precision")
         return self
 
+    def with_colors_of(self, field: FieldConfig) -> Preset:
+        """With a colour network laid out like that of another field, where both have one, so that it can be taken over."""
+        if not (isinstance(self.field, EncodedFieldConfig) and isinstance(field, EncodedFieldConfig)):
+            return self
+        names = ("features", "color_width", "color_layers", "sh_bands")
+        return replace(self, field=replace(self.field, **{name: getattr(field, name) for name in names}))
+
     def with_network(self, **settings: Any) -> Preset:
         """With another network of coordinates.
 

@@ -69,6 +69,13 @@ def test_a_kind_into_itself_begins_at_the_goal():
     assert again.model.representation is not teacher.representation
 
 
+@pytest.mark.parametrize("kind", ["mlp", "planes"])
+def test_a_colour_network_is_laid_out_like_the_teachers_and_taken_over(kind):
+    result = run(kind, 1, run("hash", 1).model)
+    assert result.inherited == ["color"]
+    assert run("grid", 1, result.model).inherited == []  # it has none
+
+
 def test_the_teacher_stays_as_it_is():
     teacher = ball_model()
     before = {k: v.clone() for k, v in tensors_of(teacher).items()}
@@ -78,31 +85,32 @@ def test_the_teacher_stays_as_it_is():
 
 
 @pytest.mark.parametrize(
-    "changes",
+    ("at", "changes"),
     [
-        {"to": "hash"},
-        {"to": "tensor"},
-        {"to": "grid"},
-        {"to": "cam", "bits": 8},
-        {"to": "planes", "active": ("cameras", "rays", "points")},
+        (20, {"to": "hash"}),
+        (30, {"to": "tensor"}),
+        (20, {"to": "grid"}),
+        (20, {"to": "cam", "bits": 8}),
+        (30, {"to": "planes", "active": ("cameras", "rays", "points")}),
     ],
-    ids=lambda c: c["to"],
+    ids=lambda v: v["to"] if isinstance(v, dict) else None,
 )
-def test_an_interrupted_conversion_resumes_to_the_same_bits(tmp_path, monkeypatch, changes):
-    """Over the first look at the student's grid, new pools of rays and growth."""
+def test_an_interrupted_conversion_resumes_to_the_same_bits(tmp_path, monkeypatch, at, changes):
+    """Over the first look at the student's grid, new pools and growth; while it learns at points, then along rays."""
     monkeypatch.setattr("polyfield.fields.convert.task.FIRST_LOOK", 8)
-    monkeypatch.setattr("polyfield.fields.convert.teacher.POOL_STEPS", 8)
-    steps = {"steps": 30, **changes}
+    for module in ("teacher", "points"):
+        monkeypatch.setattr(f"polyfield.fields.convert.{module}.POOL_STEPS", 8)
+    steps = {"steps": 36, **changes}
     whole = run(**steps, run=tmp_path / "whole")
 
     def stop(progress) -> None:
-        if progress.step == 20:
+        if progress.step == at:
             signal.raise_signal(signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt):
         run(**steps, run=tmp_path / "cut", report=stop)
     resumed = run(**steps, run=tmp_path / "cut", resume=True)
-    assert resumed.steps == 30
+    assert resumed.steps == 36
     mine, theirs = tensors_of(resumed.model), tensors_of(whole.model)
     assert mine.keys() == theirs.keys()
     assert all(torch.equal(mine[k], theirs[k]) for k in theirs)

@@ -33,15 +33,17 @@ SMALL = {
     "planes": PlanesFieldConfig(first_voxels=8**3, final_voxels=8**3),
     "grid": GridFieldConfig(first_cells=8),
 }
+RAYS_ONLY = DistillWeights(points_until=0.0)
 GRID = HashGridSpec(levels=4, channels=2, base_resolution=8, finest_resolution=32, log2_table_size=12)
 
 
 def task_of(field: RadianceField, teacher: Model, *, samples: int = 8192, **changes) -> DistillTask:
+    """A task that marches rays from the first step, but for other `weights`."""
     asked = Teacher(teacher)
     rays = TeacherRays(asked, orbit_cameras(teacher.occupancy.occupied_box()), rays=1024, seed=0)
     config = RadianceTaskConfig(samples=samples, first_rays=256)
     occupancy = OccupancyGrid(cascades=1, resolution=16)
-    return DistillTask(field, occupancy, MARCH, rays, config, asked, **changes)
+    return DistillTask(field, occupancy, MARCH, rays, config, asked, **{"weights": RAYS_ONLY, **changes})
 
 
 def likeness(task: DistillTask) -> float:
@@ -170,8 +172,10 @@ def test_grids_of_other_reach_are_refused():
 
 
 def test_the_weight_of_points_falls_and_stays():
-    w = DistillWeights(fades_over=0.5, faded=0.1)
+    w = DistillWeights(points_until=0.0, fades_over=0.5, faded=0.1)
     assert [w.points(p) for p in (0, 0.25, 0.5, 1)] == pytest.approx([1, 0.1**0.5, 0.1, 0.1])
+    w = DistillWeights(points_until=0.3, fades_over=0.5, faded=0.1)
+    assert [w.points(p) for p in (0, 0.29, 0.3, 0.5, 1)] == pytest.approx([1, 1, 0.1**0.6, 0.1, 0.1])
     with pytest.raises(ConfigError, match="weights must not be negative"):
         DistillWeights(density=-1)
 

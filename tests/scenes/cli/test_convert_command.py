@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -89,6 +90,61 @@ def test_an_interrupted_conversion_says_how_to_go_on(folder, capsys, monkeypatch
     assert main(["convert", "ball.safetensors", "--out", "b.safetensors", "--resume"]) == 0
     a, b = (Model.load(folder / name).representation.state_dict() for name in ("whole.safetensors", "b.safetensors"))
     assert all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_a_size_limit_is_kept_to_and_what_was_chosen_is_told(folder, capsys):
+    assert convert("--max-steps", "4", "--size-limit", "40KB") == 0
+    err = capsys.readouterr().err
+    facts = json.loads((folder / "b/result.json").read_text())
+    assert facts["bytes"] == (folder / "b.safetensors").stat().st_size <= facts["capacity"]["most_bytes"] <= 40_000
+    size, chosen = facts["capacity"]["most_bytes"], facts["capacity"]["settings"]
+    line = next(line for line in err.splitlines() if line.startswith("hash with log2_table_size "))
+    assert line.startswith(f"hash with log2_table_size {chosen['log2_table_size']}, ")
+    assert line.endswith(f": at most {-(-size // 100) / 10:.1f} KB")
+    assert facts["capacity"]["fps"] is None
+    assert facts["settings"]["options"]["size_limit"] == "40KB"
+    assert convert("--max-steps", "1", out="c.safetensors") == 0
+    assert json.loads((folder / "c/result.json").read_text())["capacity"] is None
+    assert (folder / "c.safetensors").stat().st_size > 40_000
+
+
+def test_a_target_of_frames_is_told_with_what_was_measured(folder, capsys):
+    assert convert("--max-steps", "1", "--fps-target", "0.001", "--size-limit", "1MB", "--json") == 0
+    out, err = capsys.readouterr()
+    found = json.loads(out)["capacity"]
+    assert found["picture"] == [400, 400]
+    assert found["fps"] > 0.001
+    assert f"about {found['fps']:.3g} frames a second of 400x400 pixels" in err
+
+
+def test_what_is_too_small_or_too_quick_says_what_is_possible(folder, capsys):
+    assert convert("--max-steps", "1", "--size-limit", "1KB") == 2
+    assert re.match(r"a hash model of this scene takes at least \d+ bytes; got a size limit of 1000: ", error(capsys))
+    assert convert("--max-steps", "1", "--fps-target", "1e9") == 2
+    text = (
+        r"the fastest hash makes about \S+ frames a second of 400x400 pixels on the CPU, .*; got --fps-target 1e\+09: "
+    )
+    assert re.match(text, error(capsys))
+    for wrong in ("1TB", "much", ""):
+        assert convert("--max-steps", "1", f"--size-limit={wrong}") == 2
+        expected = f"--size-limit must be a size such as 1MB, 600KB, 0.6MiB or 500000 (bytes); got {wrong!r}"
+        assert error(capsys).startswith(expected)
+    assert convert("--max-steps", "1", "--fps-target", "0") == 2
+    assert error(capsys).startswith("--fps-target must be a positive number of pictures a second; got 0")
+    assert not Path("b").exists()
+
+
+def test_a_resumed_conversion_keeps_its_capacity_without_measuring(folder, capsys, monkeypatch):
+    wishes = ["--size-limit", "40KB", "--fps-target", "0.001"]
+    assert convert("--max-steps", "4", *wishes) == 0
+    first = json.loads((folder / "b/result.json").read_text())["capacity"]
+    monkeypatch.setattr("polyfield.scenes.capacity.Pace.fps", lambda *_: 0.0)  # as if it were ever so slow now
+    assert convert("--max-steps", "4", *wishes, out="c.safetensors") == 2
+    assert "the fastest hash within 40.0 KB makes about 0 frames" in error(capsys)
+    assert main(["convert", "ball.safetensors", "--out", "b.safetensors", "--resume", "--max-steps", "6"]) == 0
+    assert json.loads((folder / "b/result.json").read_text())["capacity"] == first
+    assert convert("--max-steps", "8", *wishes, "--size-limit", "50KB", "--resume") == 2
+    assert "was started with --size-limit 40KB, now it is 50KB" in error(capsys)
 
 
 def test_another_model_does_not_continue_it(folder, capsys):

@@ -1,0 +1,156 @@
+"""Points that a student learns at before any ray: they lie where the teacher shows something, and say what it says."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from helpers.ball_model import MARCH, ball_model
+
+from polyfield.fields import ConfigError, OccupancyGrid
+from polyfield.fields.convert import DistillTask, DistillWeights, Teacher, TeacherRays, orbit_cameras
+from polyfield.fields.convert.losses import density_error
+from polyfield.fields.convert.points import TeacherPoints
+from polyfield.fields.convert.teacher import POOL_STEPS
+from polyfield.fields.ops.hash_encode import HashGridSpec
+from polyfield.fields.optim.field_task import RadianceTaskConfig
+from polyfield.fields.optim.loop import LoopConfig, optimise
+from polyfield.fields.radiance import HashField, HashFieldConfig, TensorField, TensorFieldConfig
+from polyfield.fields.render import render_rays
+
+GRID = HashGridSpec(levels=4, channels=2, base_resolution=8, finest_resolution=32, log2_table_size=12)
+RADIUS = 0.5
+
+
+def points_of(box: torch.Tensor | None = None, *, samples: int = 1000, seed: int = 0) -> TeacherPoints:
+    teacher = Teacher(ball_model(RADIUS))
+    cameras = orbit_cameras(teacher.model.occupancy.occupied_box() if box is None else box)
+    return TeacherPoints(TeacherRays(teacher, cameras, rays=1024, seed=seed), samples=samples, seed=seed)
+
+
+def task_of(until: float, box: torch.Tensor | None = None) -> DistillTask:
+    points = points_of(box, samples=2048)
+    field = HashField(HashFieldConfig(grid=GRID, density_width=16, color_width=16))
+    config, occupancy = RadianceTaskConfig(samples=2048, first_rays=256), OccupancyGrid(cascades=1, resolution=16)
+    given = (field, occupancy, MARCH, points.source, config, points.source.teacher)
+    return DistillTask(*given, DistillWeights(points_until=until))
+
+
+def answered_by_a_hash_field(source: TeacherRays) -> Teacher:
+    """The ball's grid of occupied cells, with a field that has features and looks another way from everywhere."""
+    field = HashField(HashFieldConfig(grid=GRID, density_width=16, color_width=16), seed=1)
+    source.teacher.field = source.teacher.model.representation = field
+    return source.teacher
+
+
+def test_a_batch_depends_on_step_and_seed_alone():
+    one, two = points_of(), points_of()
+    for step in (0, 1, POOL_STEPS + 3):
+        first = one.batch(step)
+    again = two.batch(POOL_STEPS + 3)
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert not torch.equal(first.positions, two.batch(POOL_STEPS + 4).positions)
+    assert not torch.equal(first.positions, two.batch(3).positions)
+    assert not bool((first.directions[:, None] == two.batch(3).directions).all(2).any())  # along other rays
+    assert not torch.equal(first.positions, points_of(seed=1).batch(POOL_STEPS + 3).positions)
+
+
+def test_points_lie_on_what_is_seen_and_on_the_way_to_it():
+    points = points_of().batch(5)
+    assert points.positions.shape == (800, 3)
+    assert points.rgb.shape == points.directions.shape == (500, 3)
+    from_middle = points.positions.norm(dim=1)
+    seen, passed = from_middle[:500], from_middle[500:]
+    assert float(((seen - RADIUS).abs() < 0.1).float().mean()) > 0.95  # its edge is a voxel of .08 wide
+    assert float(seen.min()) > RADIUS - 0.25  # nothing of what is hidden
+    assert float((passed > RADIUS).float().mean()) > 2 * float((seen > RADIUS).float().mean())  # on the way there
+    towards = (points.positions[:500] * points.directions).sum(1)
+    assert float(towards.max()) < 0.2  # only sides that face the viewer
+
+
+def test_points_say_what_the_teacher_says():
+    points = points_of()
+    teacher = answered_by_a_hash_field(points.source)
+    batch = points.batch(2)
+    answers = teacher.at(batch.positions[:500], batch.directions)
+    torch.testing.assert_close(batch.rgb, answers.rgb)
+    torch.testing.assert_close(batch.density_raw[:500], answers.density_raw)
+    torch.testing.assert_close(batch.features, answers.features)
+    rest = batch.positions[500:]
+    expected = teacher.at(rest, torch.tensor([[0.0, 0.0, 1.0]]).expand_as(rest)).density_raw
+    torch.testing.assert_close(batch.density_raw[500:], expected)
+
+
+@torch.no_grad()
+def test_losses_at_points_are_the_means_by_hand():
+    task = task_of(0.5)
+    points = task.points.batch(3)
+    losses = task.point_losses(points, 3)
+    geometry, seen = task.field.geometry(points.positions), len(points.rgb)
+    rgb = task.field.radiance(geometry.features[:seen], points.directions)
+    log_step = math.log(MARCH.step_size)
+    apart = density_error(geometry.density_raw + log_step, points.density_raw + log_step).abs()
+    huber = torch.where(apart < 1, 0.5 * apart**2, apart - 0.5)
+    assert float(losses.density) == pytest.approx(float(huber.mean()), rel=1e-4)
+    apart = (rgb - points.rgb).abs()
+    huber = torch.where(apart < 0.1, 5 * apart**2, apart - 0.05)
+    assert float(losses.color) == pytest.approx(float(huber.mean()), rel=1e-4)
+    assert losses.pixels is None
+    assert losses.features is None
+    assert losses.empty is not None
+
+
+def test_features_are_learned_where_the_colour_network_is_one():
+    source = points_of().source
+    answered_by_a_hash_field(source)
+    student = TensorField(TensorFieldConfig(first_voxels=8**3, final_voxels=8**3, density_width=16, color_width=16))
+    config = RadianceTaskConfig(samples=1024, first_rays=256)
+    given = (student, OccupancyGrid(cascades=1, resolution=16), MARCH, source, config, source.teacher)
+    points = DistillTask(*given, same_features=True).points.batch(0)
+    with torch.no_grad():
+        losses = DistillTask(*given, same_features=True).point_losses(points, 0)
+        apart = (student.geometry(points.positions[: len(points.rgb)]).features - points.features).abs()
+    huber = torch.where(apart < 1, 0.5 * apart**2, apart - 0.5).mean()
+    assert losses.features is not None
+    assert float(losses.features) == pytest.approx(float(huber), rel=1e-4)
+
+
+def test_a_student_learns_at_points_alone_what_is_seen():
+    task = task_of(0.999)
+    task.rays.batch = None  # pyright: ignore[reportAttributeAccessIssue]  no ray is asked for
+    optimise(task, LoopConfig(max_steps=150))
+    rays = task.rays.rays(2000, -1)
+    rgb, alpha = task.teacher.seen(rays)
+    white = torch.ones(3)
+    mine = render_rays(task.field, task.occupancy, rays, MARCH, white).rgb
+    assert float((mine - rgb - (1 - alpha[:, None])).square().mean()) < 10**-2.4
+
+
+def test_rays_follow_points_and_the_loop_is_told():
+    task = task_of(0.5)
+    told, marched = [], []
+    for step in range(10):
+        told.append(task.grow(step / 10))
+        marched.append("pixels" in task.step(step, 1.0).counts)
+    assert told == [False] * 5 + [True] + [False] * 4
+    assert marched == [False] * 5 + [True] * 5
+
+
+def test_where_nothing_is_seen_a_step_changes_nothing():
+    task = task_of(0.5, box=torch.tensor([[40.0, 40.0, 40.0], [40.1, 40.1, 40.1]]))  # cameras elsewhere
+    before = {name: tensor.clone() for name, tensor in task.tensors().items()}
+    assert len(task.points.batch(0).positions) == 0
+    assert not task.step(0, 1.0).finite
+    assert all(torch.equal(before[name], tensor) for name, tensor in task.tensors().items())
+
+
+def test_a_student_draws_its_box_in_to_what_the_teacher_has_occupied():
+    task = task_of(0.5)
+    task.occupancy.take_flags(torch.zeros_like(task.occupancy.flags()))
+    torch.testing.assert_close(task.occupied_box(), task.teacher.model.occupancy.occupied_box())
+
+
+def test_the_share_of_points_is_checked():
+    with pytest.raises(ConfigError, match=r"points_until must be in \[0, 1\)"):
+        DistillWeights(points_until=1.0)
