@@ -41,6 +41,7 @@ from .capacity import Candidates, Capacity, Wish, bytes_of, choose_capacity
 from .device import Device, pick_device
 from .evaluate import FRAME_TOLERANCE, cameras_for, frame_change, frames_apart
 from .presets import Preset, Surroundings, with_settings
+from .rays import SceneRays
 from .run_state import CHECKPOINT, Progress, Speedometer, append_log, load_state, read_state, save_state
 from .scene import Scene
 from .train import Kind, TrainOptions, preset_for
@@ -49,9 +50,9 @@ USUAL_SECONDS = 60.0
 MOST_SAMPLES = 1 << 14
 """Live samples of a step on a CPU where none are asked for: a quarter of training's, for every sample is taught. Lego
 at 200x200, hash to tensor, likeness to the teacher: 28.5 dB by 480 steps of 2^13, 22.8 dB by 80 of 2^16."""
-RATES = {"mlp": 3.0}
-"""Kind -> factor of its learning rates: at points there is no haze to fear. Lego at 200x200, hash to mlp, likeness to the
-teacher after 450 steps: 31.5 dB, with 2 29.4 dB; but to cam, 60 seconds: 27.2 dB, with 1 29.8 dB."""
+RATES = {"mlp": 5.0, "cam": 2.0}
+"""Kind -> factor of its learning rates: at points there is no haze to fear. Lego at 200x200, from hash, likeness to the
+teacher after 60 seconds: mlp 23.0 dB with 2, 26.6 with 3, 27.5 with 5; cam 24.1 dB with 1, 25.6 with 2, 23.7 with 3."""
 PROBE_RAYS = 1 << 12
 """Rays on which the student is compared with its teacher while it learns."""
 _PROBE = -1  # number of a pool of rays that no step sees
@@ -87,6 +88,8 @@ class ConvertOptions:
     active: tuple[Level, ...] = ()
     """Active learning (PVD-AL): look again where the student was wrong, by cameras, by rays, and at the points of a ray
     that are seen most."""
+    finish: float = 0.2
+    """Share of the conversion that learns from the photos, at its end, where there are photos; 0: they only measure."""
     checkpoint_every: int = 1000
     """Steps between checkpoints; one is also written at the end and on Ctrl-C."""
     evaluate_every: int = 200
@@ -96,6 +99,8 @@ class ConvertOptions:
         if self.to not in get_args(Kind):
             raise ConfigError(f"a model is converted to one of {', '.join(get_args(Kind))}; got {self.to!r}")
         check_levels(self.active)
+        if not 0 <= self.finish < 1:
+            raise ConfigError(f"--finish must be in [0, 1), a share of the conversion; got {self.finish:g}")
         if self.size_limit is not None:
             bytes_of(self.size_limit)
         if self.fps_target is not None and not 0 < self.fps_target < math.inf:
@@ -158,6 +163,7 @@ def convert(
     seed: int = 0,
     size_limit: int | str | None = None,
     fps_target: float | None = None,
+    finish: float = 0.2,
     run: str | Path | None = None,
 ) -> Model:
     """Make a field of another kind that looks like `model`. No photos are needed.
@@ -165,12 +171,13 @@ def convert(
     Args:
         model: the teacher; it stays as it is.
         to: kind of the student.
-        scene: what the model was trained on: its cameras say from where to look. Without it, objects are looked at from
-            all around; other captures need it.
+        scene: what the model was trained on: its cameras say from where to look, and the student learns from its
+            training photos at the end. Without it, objects are looked at from all around; other captures need it.
         max_seconds, max_steps: one of them; 60 seconds by default.
         seed: one seed and number of steps, one result on a CPU.
         size_limit: most bytes of the model's file, or a text such as "1MB": the largest field that fits is made.
         fps_target: least pictures a second on this device: likewise.
+        finish: share of the conversion, [0, 1), that learns from photos, where there is a scene.
         run: folder for the log and checkpoints; None writes nothing.
 
     Raises:
@@ -179,10 +186,18 @@ def convert(
     """
     limit = None if size_limit is None else str(size_limit)
     options = ConvertOptions(
-        to=to, max_seconds=max_seconds, max_steps=max_steps, seed=seed, size_limit=limit, fps_target=fps_target
+        to=to,
+        max_seconds=max_seconds,
+        max_steps=max_steps,
+        seed=seed,
+        size_limit=limit,
+        fps_target=fps_target,
+        finish=finish,
     )
-    cameras = None if scene is None else scene_cameras(model, scene)
-    return convert_model(model, options, cameras=cameras, run=run).model
+    if scene is None:
+        return convert_model(model, options, run=run).model
+    cameras, photos = scene_cameras(model, scene), scene_photos(model, scene, options)
+    return convert_model(model, options, cameras=cameras, photos=photos, run=run).model
 
 
 def convert_model(
@@ -190,6 +205,7 @@ def convert_model(
     options: ConvertOptions,
     *,
     cameras: Cameras | None = None,
+    photos: SceneRays | None = None,
     run: str | Path | None = None,
     resume: bool = False,
     report: Callable[[Progress], None] | None = None,
@@ -202,6 +218,7 @@ def convert_model(
     Args:
         model: the teacher, on the device that `options` picks.
         cameras: from where its scene was seen, scene frame.
+        photos: rays of its photos, see `scene_photos`; None: there are none to finish on.
         resume: continue from `run`'s checkpoint; the result equals that of an uninterrupted run bit for bit on a CPU.
         report: called every few steps.
         chosen: called with how large the field is made, where that was to be chosen.
@@ -210,7 +227,7 @@ def convert_model(
         ConfigError: as `convert`. FormatError: a checkpoint that does not fit.
         KeyboardInterrupt: passed on after the state was saved.
     """
-    session = _Session(model, options, cameras, None if run is None else Path(run), begins=not resume)
+    session = _Session(model, options, cameras, photos, None if run is None else Path(run), begins=not resume)
     state = session.load_checkpoint() if resume else LoopState(seconds=session.prepared)
     if chosen is not None and session.capacity is not None:
         chosen(session.capacity)
@@ -268,11 +285,24 @@ def scene_cameras(model: Model, scene: Scene) -> Cameras:
     return cameras_for(model, scene)[scene.splits["train"]]
 
 
+def scene_photos(model: Model, scene: Scene, options: ConvertOptions) -> SceneRays:
+    """Rays of a scene's training photos in the model's frame; the scene is the model's (see `scene_cameras`)."""
+    moved = dataclasses.replace(scene, cameras=cameras_for(model, scene))
+    return SceneRays(moved, scene.splits["train"], seed=options.seed, device=pick_device(options.device))
+
+
 class _Session:
     """One conversion: its parts, and the hooks that look on."""
 
     def __init__(
-        self, model: Model, options: ConvertOptions, cameras: Cameras | None, run: Path | None, *, begins: bool
+        self,
+        model: Model,
+        options: ConvertOptions,
+        cameras: Cameras | None,
+        photos: SceneRays | None,
+        run: Path | None,
+        *,
+        begins: bool,
     ) -> None:
         self.options, self.run, self.given = options, run, model
         self.state = LoopState()
@@ -305,6 +335,8 @@ class _Session:
             same_features="color" in self.inherited,
             only_seen_most="points" in options.active,
             rate=RATE if shortcut is not None else RATES.get(options.to, 1.0),
+            photos=photos,
+            finish=options.finish,
             seed=options.seed,
         )
         self.settings = {
@@ -397,6 +429,7 @@ class _Session:
         options = {k: v for k, v in self.settings["options"].items() if k not in free}
         identity = {**options, "preset": self.settings["preset"], "weights": self.settings["weights"]}
         identity |= {"teacher": self.given.kind, "cameras": len(self.rays.cameras)}
+        identity["photos"] = self.task.photos is not None
         return json.loads(json.dumps(identity))
 
 

@@ -1,8 +1,9 @@
 """The optimisation task of conversion: a student learns what a frozen teacher says, along rays and at points.
 
 After PVD and PVD-AL (Fang et al., arXiv 2211.15977 and 2304.04012): the student marches, the teacher answers at the
-student's live samples, and the rendered pixels are compared too; the weight of the points falls as the student learns.
-Before any ray is marched the student learns at points that matter (`points`).
+student's live samples, and the rendered pixels are compared too. Before any ray is marched the student learns at points
+that matter (`points`); where there are photos, it learns from them alone at the end.
+
 Two things keep what is empty and what is solid true where the student is wrong: it marches through the cells that
 either grid calls occupied, so that it meets matter it has lost; and at points drawn where the teacher's grid is empty
 its density is pushed down, so that haze in which no ray stops goes as well.
@@ -17,12 +18,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..base import RadianceField
+from ..base import Geometry, RadianceField
 from ..errors import ConfigError
 from ..ops.activations import log_density
-from ..ops.composite import composite
+from ..ops.composite import Composited, composite
 from ..ops.occupancy import sample_cells
-from ..optim.field_task import FieldTask, RadianceTaskConfig, RayBatch, huber_loss, psnr_of
+from ..optim.field_task import FieldTask, RadianceTaskConfig, RayBatch, RaySource, huber_loss, psnr_of
 from ..optim.loop import StepResult
 from ..render.march import MarchConfig, PackedSamples
 from ..render.occupancy import OccupancyGrid
@@ -68,8 +69,12 @@ class DistillWeights:
     def __post_init__(self) -> None:
         if not all(v >= 0 for v in (self.pixels, self.density, self.color, self.features, self.empty)):
             raise ConfigError(f"weights must not be negative; got {self}")
-        if not (0 <= self.points_until < 1 and 0 < self.fades_over <= 1 and 0 < self.faded <= 1 and self.empty_share >= 0):
-            raise ConfigError(f"points_until must be in [0, 1), fades_over and faded in (0, 1], empty_share >= 0; got {self}")
+        if not (
+            0 <= self.points_until < 1 and 0 < self.fades_over <= 1 and 0 < self.faded <= 1 and self.empty_share >= 0
+        ):
+            raise ConfigError(
+                f"points_until must be in [0, 1), fades_over and faded in (0, 1], empty_share >= 0; got {self}"
+            )
 
     def points(self, progress: float) -> float:
         """Factor of the weights of samples when that share of the run is done."""
@@ -80,14 +85,25 @@ class Losses(NamedTuple):
     """The terms of a step, unweighted; None where a term has no part in it."""
 
     pixels: Tensor | None
-    density: Tensor
-    color: Tensor
+    density: Tensor | None
+    color: Tensor | None
     features: Tensor | None
     empty: Tensor | None
 
     def figures(self) -> dict[str, float]:
         """Those that there are."""
         return {name: float(term.detach()) for name, term in self._asdict().items() if term is not None}
+
+
+class _Seen(NamedTuple):
+    """What the student says of the live samples of a batch."""
+
+    x: Tensor
+    directions: Tensor
+    packed: tuple[Tensor, Tensor, Tensor]
+    geometry: Geometry
+    rgb: Tensor
+    out: Composited
 
 
 def inherit(student: RadianceField, teacher: RadianceField) -> list[str]:
@@ -133,6 +149,8 @@ class DistillTask(FieldTask):
         same_features: bool = False,
         only_seen_most: bool = False,
         rate: float = 1.0,
+        photos: RaySource | None = None,
+        finish: float = 0.0,
         seed: int = 0,
     ) -> None:
         """Args:
@@ -141,11 +159,14 @@ class DistillTask(FieldTask):
         same_features: whether features of both mean the same (see `inherit`).
         only_seen_most: whether only the samples of `active.seen_most` count at points (active learning).
         rate: factor of the learning rates.
+        photos: rays with the colours of photos, from which the student learns in the last part of the run, `finish`
+            of it in [0, 1]; the teacher then has no say.
         """
         super().__init__(field, occupancy, march, source, config, extra={}, seed=seed)
         self.rays, self.teacher, self.weights = source, teacher, weights or DistillWeights()
         self.points = TeacherPoints(source, samples=config.samples, seed=seed)
         self.only_seen_most, self.rate = only_seen_most, rate
+        self.photos, self.photos_from = photos, 1 - finish if finish > 0 and photos is not None else math.inf
         self.same_features = same_features and field.feature_count == teacher.field.feature_count > 0
         taught = teacher.model.occupancy
         if taught.cascades != occupancy.cascades:
@@ -159,26 +180,29 @@ class DistillTask(FieldTask):
         self.join_grids()
 
     def grow(self, progress: float) -> bool:
-        begins = self.progress < self.weights.points_until <= progress  # to march: steps take longer from here on
+        stages = self.weights.points_until, self.photos_from  # where steps begin to take longer or shorter
+        begins = any(self.progress < at <= progress for at in stages)
         return super().grow(progress) or begins
 
     def occupied_box(self) -> Tensor:
         return self.teacher.model.occupancy.occupied_box()
 
     def step(self, step: int, lr_scale: float) -> StepResult:
-        if self.progress < self.weights.points_until:
+        photos = self.photos if self.progress >= self.photos_from else None
+        if photos is None and self.progress < self.weights.points_until:
             return self._step_at_points(step, lr_scale)
         if step >= FIRST_LOOK and step % self.config.occupancy_every == 0:
             self._refresh_occupancy(step)
             self.join_grids()
-        batch = self.rays.batch(step, self.ray_count)
+        batch = (self.rays if photos is None else photos).batch(step, self.ray_count)
         samples = self._samples(batch, step, self.marched)
         live = samples.rows.shape[0]
         if live == 0:
             return StepResult(float("nan"), False, {"rays": self.ray_count, "live": 0, "marched": samples.marched})
-        losses, squared = self.losses(batch, samples, step)
+        losses, squared = self.losses(batch, samples, step) if photos is None else self.photo_losses(batch, samples)
         total, finite = self._learn(losses, step, lr_scale)
-        self.rays.learned(squared)
+        if photos is None:
+            self.rays.learned(squared)
         counts: dict[str, Any] = {
             "rays": self.ray_count,
             "live": live,
@@ -201,13 +225,9 @@ class DistillTask(FieldTask):
     def _learn(self, losses: Losses, step: int, lr_scale: float) -> tuple[float, bool]:
         """The weighted sum of the terms, and whether it was finite and has changed the field."""
         w, fading = self.weights, self.weights.points(self.progress)
-        total = fading * (w.density * losses.density + w.color * losses.color)
-        if losses.pixels is not None:
-            total = total + w.pixels * losses.pixels
-        if losses.features is not None:
-            total = total + fading * w.features * losses.features
-        if losses.empty is not None:
-            total = total + w.empty * losses.empty
+        factors = w.pixels, fading * w.density, fading * w.color, fading * w.features, w.empty
+        total = sum(factor * term for factor, term in zip(factors, losses, strict=True) if term is not None)
+        assert isinstance(total, Tensor)
         return float(total.detach()), self._descend(total, step, self.rate * lr_scale)
 
     def tensors(self) -> dict[str, Tensor]:
@@ -215,19 +235,8 @@ class DistillTask(FieldTask):
 
     def losses(self, batch: RayBatch, samples: PackedSamples, step: int) -> tuple[Losses, Tensor]:
         """The terms at live samples, and the mean squared errors (R,) of the pixels."""
-        field, rows, ray_ids = self.field, samples.rows.long(), samples.ray_ids()
-        x, directions = samples.positions[rows], batch.rays.directions[ray_ids]
-        packed = (samples.distances[rows], samples.deltas[rows], samples.offsets)
-        geometry = field.geometry(x)
-        rgb = field.radiance(geometry.features, directions, x=x)
-        out = composite(
-            geometry.density_raw,
-            rgb,
-            *packed,
-            batch.backgrounds,
-            activation=field.density_activation,
-            threshold=self.march.stop,
-        )
+        ray_ids = samples.ray_ids()
+        x, directions, packed, geometry, rgb, out = self._composited(batch, samples, ray_ids)
         answers, activation = self.teacher.at(x, directions), self.teacher.field.density_activation
         with torch.no_grad():
             theirs = composite(answers.density_raw, answers.rgb, *packed, None, activation=activation, threshold=0.0)
@@ -237,7 +246,7 @@ class DistillTask(FieldTask):
                 taught, either = taught * (kept[0] | kept[1]), either * (kept[0] | kept[1])
         log_delta = packed[1].log()
         apart = density_error(
-            log_density(geometry.density_raw, field.density_activation) + log_delta,
+            log_density(geometry.density_raw, self.field.density_activation) + log_delta,
             log_density(answers.density_raw, activation) + log_delta,
         )
         error = out.rgb - batch.targets
@@ -249,9 +258,24 @@ class DistillTask(FieldTask):
             weighted_huber(apart, either, _LOG_DELTA),
             weighted_huber(rgb - answers.rgb, taught, _COLOR_DELTA),
             features,
-            self._haze(int(self.weights.empty_share * len(rows)), step),
+            self._haze(int(self.weights.empty_share * len(x)), step),
         )
         return terms, error.detach().square().mean(1)
+
+    def photo_losses(self, batch: RayBatch, samples: PackedSamples) -> tuple[Losses, Tensor]:
+        """As `losses`, of rays whose targets photos say."""
+        error = self._composited(batch, samples, samples.ray_ids())[-1].rgb - batch.targets
+        return Losses(huber_loss(error), None, None, None, None), error.detach().square().mean(1)
+
+    def _composited(self, batch: RayBatch, samples: PackedSamples, ray_ids: Tensor) -> _Seen:
+        field, rows = self.field, samples.rows.long()
+        x, directions = samples.positions[rows], batch.rays.directions[ray_ids]
+        packed = (samples.distances[rows], samples.deltas[rows], samples.offsets)
+        geometry = field.geometry(x)
+        rgb = field.radiance(geometry.features, directions, x=x)
+        given = {"activation": field.density_activation, "threshold": self.march.stop}
+        out = composite(geometry.density_raw, rgb, *packed, batch.backgrounds, **given)
+        return _Seen(x, directions, packed, geometry, rgb, out)
 
     def point_losses(self, points: Points, step: int) -> Losses:
         """The terms at points, of which at least one is seen."""

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from ...fields.model import Model
     from ..convert import ConvertResult
     from ..evaluate import EvalResult
+    from ..rays import SceneRays
     from ..scene import Scene
 
 
@@ -53,8 +54,8 @@ class Convert:
     out: Path
     """File to write, NAME.safetensors."""
     scene: str | None = None
-    """What MODEL was trained on: a folder with posed photos, or 'demo'. Both models are measured on its held-out photos
-    at the end."""
+    """What MODEL was trained on: a folder with posed photos, or 'demo'. The new model learns from its training photos
+    towards the end, and both are measured on its held-out ones."""
     downscale: int | None = None
     """Shrink SCENE's photos by this whole factor. None: as in training if MODEL is a run folder, else 1."""
     eval_images: int | None = None
@@ -96,6 +97,7 @@ def run(arguments: Sequence[str]) -> int:
     """The command."""
     command = parse(Convert, arguments, "polyfield convert")
     from ...fields.model import Model
+    from ..convert import scene_photos
     from ..device import describe, pick_device
 
     stored: dict[str, Any] = {}
@@ -121,7 +123,8 @@ def run(arguments: Sequence[str]) -> int:
     if cameras is not None:
         _write_cameras(out, cameras.transformed(model.to_dataset), str(model.provenance.get("kind", "object")))
     print(f"converting {model.kind} to {command.converting.to} {describe(command.converting.device)}", file=sys.stderr)
-    result = _convert(command, model, cameras)
+    photos = None if scene is None else scene_photos(model, scene, command.converting)
+    result = _convert(command, model, cameras, photos)
     result.model.save(command.out)
     quality = None if scene is None else _evaluate(command, scene, {"teacher": model, "student": result.model})
     facts = result_of(command, path, model, result, quality)
@@ -169,7 +172,7 @@ def _write_cameras(out: Path, cameras: Cameras, kind: str) -> None:
     write_cameras(out / run_folder.CAMERAS, cameras, names, kind=kind)
 
 
-def _convert(command: Convert, model: Model, cameras: Cameras | None) -> ConvertResult:
+def _convert(command: Convert, model: Model, cameras: Cameras | None, photos: SceneRays | None) -> ConvertResult:
     from ..convert import convert_model
 
     out = command.folder
@@ -182,6 +185,7 @@ def _convert(command: Convert, model: Model, cameras: Cameras | None) -> Convert
                 model,
                 command.converting,
                 cameras=cameras,
+                photos=photos,
                 run=out,
                 resume=again,
                 report=report,

@@ -164,14 +164,15 @@ def prefer_steps(options: Options, stored: dict[str, Any]) -> Options:
 
 
 def model_file(path: Path) -> Path:
-    """The model file of a run folder, or `path` itself if it is a file.
+    """The model file of a run folder (that of a conversion lies beside it), or `path` itself if it is a file.
 
     Raises:
         FormatError: neither.
     """
     if path.is_dir():
-        if (path / MODEL).is_file():
-            return path / MODEL
+        for file in (path / MODEL, Path(f"{path}.safetensors")):
+            if file.is_file():
+                return file
         raise FormatError(f"{path} has no {MODEL}; give a model file or a run folder of 'polyfield train'")
     if not path.exists():
         raise FormatError(f"{path}: no such model file or run folder")

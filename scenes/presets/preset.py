@@ -82,7 +82,7 @@ class Preset:
         return self
 
     def with_colors_of(self, field: FieldConfig) -> Preset:
-        """With a colour network laid out like that of another field, where both have one, so that it can be taken over."""
+        """With a colour network laid out like another field's, where both have one, so that it can be taken over."""
         if not (isinstance(self.field, EncodedFieldConfig) and isinstance(field, EncodedFieldConfig)):
             return self
         names = ("features", "color_width", "color_layers", "sh_bands")

@@ -17,8 +17,6 @@ from polyfield.fields import FIELDS, ConfigError, FormatError, Model, OccupancyG
 from polyfield.fields.convert import Teacher, orbit_cameras
 from polyfield.fields.formats.model_file import read_tensors, write_tensors
 from polyfield.fields.ops import _cpu
-from polyfield.fields.radiance import TensorFieldConfig
-from polyfield.fields.radiance.factored import FactoredField
 from polyfield.fields.render import render
 from polyfield.scenes import capacity
 from polyfield.scenes.capacity import Candidates, Pace, Wish, bytes_of, choose_capacity, shown_bytes

@@ -15,7 +15,9 @@ from polyfield.fields import FIELDS, ConfigError, FormatError, Model, Similarity
 from polyfield.fields.formats.model_file import read_tensors
 from polyfield.fields.ops import _cpu
 from polyfield.fields.radiance import GridField
-from polyfield.scenes.convert import ConvertOptions, convert, convert_model, scene_cameras
+from polyfield.scenes.convert import ConvertOptions, convert, convert_model, scene_cameras, scene_photos
+from polyfield.scenes.evaluate import evaluate
+from polyfield.scenes.rays import SceneRays
 from polyfield.scenes.run_state import CHECKPOINT
 
 pytestmark = pytest.mark.skipif(_cpu.level() == "reference", reason="converting by the torch references takes minutes")
@@ -29,8 +31,11 @@ def small(monkeypatch):
 
 def run(to: str, steps: int, model: Model | None = None, **changes):
     where = {k: changes.pop(k) for k in ("run", "resume", "report") if k in changes}
+    scene, teacher = changes.pop("scene", None), model or ball_model()
     options = ConvertOptions(**{"to": to, "max_steps": steps, **FAST, **changes})
-    return convert_model(model or ball_model(), options, **where)
+    if scene is not None:
+        where |= {"cameras": scene_cameras(teacher, scene), "photos": scene_photos(teacher, scene, options)}
+    return convert_model(teacher, options, **where)
 
 
 def tensors_of(model: Model) -> dict[str, torch.Tensor]:
@@ -92,8 +97,9 @@ def test_the_teacher_stays_as_it_is():
         (20, {"to": "grid"}),
         (20, {"to": "cam", "bits": 8}),
         (30, {"to": "planes", "active": ("cameras", "rays", "points")}),
+        (30, {"to": "hash", "scene": tiny_scene(), "finish": 0.3}),
     ],
-    ids=lambda v: v["to"] if isinstance(v, dict) else None,
+    ids=lambda v: "-".join(v) if isinstance(v, dict) else None,
 )
 def test_an_interrupted_conversion_resumes_to_the_same_bits(tmp_path, monkeypatch, at, changes):
     """Over the first look at the student's grid, new pools and growth; while it learns at points, then along rays."""
@@ -145,7 +151,27 @@ def test_the_scene_says_from_where_to_look(tmp_path):
         convert(teacher, "grid", scene=elsewhere, max_steps=2)
 
 
+def test_photos_have_the_last_word():
+    """Their ball is the teacher's, but that its channels are others: ten photos of 24 x 24, learned by heart."""
+    scene, teacher = tiny_scene(), ball_model(0.6)
+    pixels = scene.images.pixels.view(-1, 4)
+    pixels[:, :3] = pixels[:, [2, 0, 1]]
+    unused, finished = (run("hash", 80, teacher, scene=scene, finish=share) for share in (0.0, 0.5))
+    found = [evaluate(result.model, scene, "train").psnr for result in (unused, finished)]
+    assert found[1] > found[0] + 4
+    assert unused.psnr_to_teacher > finished.psnr_to_teacher + 3
+
+
+def test_photos_may_only_measure(monkeypatch):
+    monkeypatch.setattr(SceneRays, "batch", None)
+    run("hash", 10, scene=tiny_scene(), finish=0)
+    with pytest.raises(TypeError):
+        run("hash", 10, scene=tiny_scene())
+
+
 def test_what_cannot_be_converted_is_refused():
+    with pytest.raises(ConfigError, match=r"--finish must be in \[0, 1\)"):
+        convert(ball_model(), "hash", max_steps=1, finish=1.0)
     with pytest.raises(ConfigError, match="not both"):
         convert(ball_model(), "hash", max_steps=1, max_seconds=1)
     with pytest.raises(ConfigError, match="converted to one of hash, tensor"):

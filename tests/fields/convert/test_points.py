@@ -14,7 +14,7 @@ from polyfield.fields.convert.losses import density_error
 from polyfield.fields.convert.points import TeacherPoints
 from polyfield.fields.convert.teacher import POOL_STEPS
 from polyfield.fields.ops.hash_encode import HashGridSpec
-from polyfield.fields.optim.field_task import RadianceTaskConfig
+from polyfield.fields.optim.field_task import RadianceTaskConfig, RayBatch
 from polyfield.fields.optim.loop import LoopConfig, optimise
 from polyfield.fields.radiance import HashField, HashFieldConfig, TensorField, TensorFieldConfig
 from polyfield.fields.render import render_rays
@@ -29,12 +29,24 @@ def points_of(box: torch.Tensor | None = None, *, samples: int = 1000, seed: int
     return TeacherPoints(TeacherRays(teacher, cameras, rays=1024, seed=seed), samples=samples, seed=seed)
 
 
-def task_of(until: float, box: torch.Tensor | None = None) -> DistillTask:
+class Photos:
+    """Rays of the teacher's views, which all should be green."""
+
+    def __init__(self, source: TeacherRays) -> None:
+        self.source = source
+
+    def batch(self, step: int, count: int) -> RayBatch:
+        batch = self.source.batch(step, count)
+        return batch._replace(targets=torch.tensor([0.0, 1.0, 0.0]).expand(count, 3))
+
+
+def task_of(until: float, box: torch.Tensor | None = None, finish: float = 0.0) -> DistillTask:
     points = points_of(box, samples=2048)
     field = HashField(HashFieldConfig(grid=GRID, density_width=16, color_width=16))
     config, occupancy = RadianceTaskConfig(samples=2048, first_rays=256), OccupancyGrid(cascades=1, resolution=16)
     given = (field, occupancy, MARCH, points.source, config, points.source.teacher)
-    return DistillTask(*given, DistillWeights(points_until=until))
+    photos = Photos(points.source)
+    return DistillTask(*given, DistillWeights(points_until=until), photos=photos, finish=finish)
 
 
 def answered_by_a_hash_field(source: TeacherRays) -> Teacher:
@@ -135,6 +147,24 @@ def test_rays_follow_points_and_the_loop_is_told():
         marched.append("pixels" in task.step(step, 1.0).counts)
     assert told == [False] * 5 + [True] + [False] * 4
     assert marched == [False] * 5 + [True] * 5
+
+
+@pytest.mark.parametrize(("until", "finish"), [(0.5, 0.2), (0.5, 0.8), (0.0, 0.3), (0.5, 0.0)])
+def test_photos_finish_whatever_came_before(until, finish):
+    task, told, stages = task_of(until, finish=finish), [], []
+    for step in range(10):
+        told.append(task.grow(step / 10))
+        stages.append(terms(task.step(step, 1.0).counts))
+    expected = ["points" if k < 10 * until else "rays" for k in range(10)]
+    expected[round(10 * (1 - finish)) :] = ["photos"] * round(10 * finish)
+    assert stages == expected
+    assert all(told[k] for k in range(1, 10) if stages[k] != stages[k - 1])
+
+
+def terms(counts: dict) -> str:
+    if "pixels" not in counts:
+        return "points"
+    return "rays" if "density" in counts else "photos"
 
 
 def test_where_nothing_is_seen_a_step_changes_nothing():

@@ -152,3 +152,11 @@ def test_models_are_found_in_run_folders(tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"")
     assert rf.model_file(tmp_path) == tmp_path / "model.safetensors"
     assert rf.model_file(tmp_path / "model.safetensors") == tmp_path / "model.safetensors"
+
+
+def test_the_folder_of_a_conversion_stands_for_the_model_beside_it(tmp_path):
+    (tmp_path / "student.v2").mkdir()
+    with pytest.raises(FormatError, match="has no model"):
+        rf.model_file(tmp_path / "student.v2")
+    (tmp_path / "student.v2.safetensors").touch()
+    assert rf.model_file(tmp_path / "student.v2") == tmp_path / "student.v2.safetensors"
