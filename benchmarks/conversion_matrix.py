@@ -3,11 +3,10 @@
     python benchmarks/conversion_matrix.py SCENE --out FOLDER [--kinds hash tensor ...] [--round-trips]
 
 Trains a teacher of every kind (`--teacher-seconds`), the same kind from photos for as long as a conversion takes
-(`--seconds`), and converts every teacher to every other kind by `polyfield convert`, without photos, each in a process of
-its own.
-`--round-trips` converts every student back to its teacher's kind. `--steps` takes steps instead of seconds for all but
-the teachers, which then does not depend on the machine. Everything is one line of FOLDER/results.jsonl; what stands
-there is not run again, and the teachers stay in FOLDER, so that a table can be finished another day.
+(`--seconds`), and converts every teacher to every other kind by `polyfield convert`, without photos, each in a process
+of its own. `--round-trips` converts every student back to its teacher's kind. `--steps` takes steps instead of seconds
+for all but the teachers, which then does not depend on the machine. Everything is one line of FOLDER/results.jsonl;
+what stands there is not run again, and the teachers stay in FOLDER, so that a table can be finished another day.
 
 Prints one JSON object and, on standard error, the table: held-out PSNR of the student, in brackets its likeness to the
 teacher. `wins`: pairs in which the teacher is at least 1 dB above the student's kind from photos, and how many of these
@@ -141,7 +140,16 @@ class Matrix:
         demand_quiet(o.force)
         with Watch() as watch:
             command = [sys.executable, "-m", "polyfield", "convert", str(model), "--to", key["kind"], "--out", str(out)]
-            measured = ["--scene", o.scene, "--finish", "0", "--downscale", str(o.downscale), "--eval-images", str(o.views)]
+            measured = [
+                "--scene",
+                o.scene,
+                "--finish",
+                "0",
+                "--downscale",
+                str(o.downscale),
+                "--eval-images",
+                str(o.views),
+            ]
             given = [*command, *_limit(self.length), *measured, "--seed", str(o.seed)]
             subprocess.run(given, check=True, stdout=sys.stderr)
         result = json.loads((out.with_suffix("") / "result.json").read_text())

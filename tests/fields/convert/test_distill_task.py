@@ -84,6 +84,9 @@ def test_losses_are_the_sums_by_hand():
         total, total_taught = total + float(either.sum()), total_taught + float(theirs.sum())
     error = torch.stack(errors)
     assert total_taught > 1
+    assert losses.pixels is not None
+    assert losses.density is not None
+    assert losses.color is not None
     assert float(losses.pixels) == pytest.approx(float(huber(error, 0.1).mean()), rel=1e-4)
     torch.testing.assert_close(squared, error.square().mean(1), rtol=1e-3, atol=1e-6)
     assert float(losses.density) == pytest.approx(density / total, rel=1e-3)

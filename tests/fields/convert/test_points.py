@@ -104,6 +104,8 @@ def test_losses_at_points_are_the_means_by_hand():
     log_step = math.log(MARCH.step_size)
     apart = density_error(geometry.density_raw + log_step, points.density_raw + log_step).abs()
     huber = torch.where(apart < 1, 0.5 * apart**2, apart - 0.5)
+    assert losses.density is not None
+    assert losses.color is not None
     assert float(losses.density) == pytest.approx(float(huber.mean()), rel=1e-4)
     apart = (rgb - points.rgb).abs()
     huber = torch.where(apart < 0.1, 5 * apart**2, apart - 0.05)
