@@ -1,4 +1,4 @@
-"""Converting a model: from one kind of field to another, with checkpoints and a log, without photos.
+"""Converting a model: from one kind of field to another, with checkpoints and a log; photos may help, but need not.
 
 This ties the parts together: what the student is made of (`presets`), from where the teacher is looked at, the task
 (`fields.convert`), the loop and the hooks that measure and save.
@@ -19,7 +19,7 @@ import torch
 from .. import __version__  # pyright: ignore[reportMissingImports]
 from ..fields.base import RadianceField
 from ..fields.convert import (
-    RATE,
+    SHORTCUT_RATE,
     SHORTCUTS,
     ActiveRays,
     DistillTask,
@@ -89,7 +89,8 @@ class ConvertOptions:
     """Active learning (PVD-AL): look again where the student was wrong, by cameras, by rays, and at the points of a ray
     that are seen most."""
     finish: float = 0.2
-    """Share of the conversion that learns from the photos, at its end, where there are photos; 0: they only measure."""
+    """Share of the conversion that learns from the photos, at its end, where there are photos; 0: they only measure, as
+    they do where the model was edited."""
     checkpoint_every: int = 1000
     """Steps between checkpoints; one is also written at the end and on Ctrl-C."""
     evaluate_every: int = 200
@@ -285,8 +286,11 @@ def scene_cameras(model: Model, scene: Scene) -> Cameras:
     return cameras_for(model, scene)[scene.splits["train"]]
 
 
-def scene_photos(model: Model, scene: Scene, options: ConvertOptions) -> SceneRays:
-    """Rays of a scene's training photos in the model's frame; the scene is the model's (see `scene_cameras`)."""
+def scene_photos(model: Model, scene: Scene, options: ConvertOptions) -> SceneRays | None:
+    """Rays of a scene's training photos in the model's frame; the scene is the model's (see `scene_cameras`). None
+    where they are to have no part, or where the model was edited: photos would undo that."""
+    if options.finish == 0 or model.provenance.get("edits"):
+        return None
     moved = dataclasses.replace(scene, cameras=cameras_for(model, scene))
     return SceneRays(moved, scene.splits["train"], seed=options.seed, device=pick_device(options.device))
 
@@ -334,7 +338,7 @@ class _Session:
             DistillWeights() if shortcut is None else DistillWeights(points_until=0.0),
             same_features="color" in self.inherited,
             only_seen_most="points" in options.active,
-            rate=RATE if shortcut is not None else RATES.get(options.to, 1.0),
+            rate=SHORTCUT_RATE if shortcut is not None else RATES.get(options.to, 1.0),
             photos=photos,
             finish=options.finish,
             seed=options.seed,

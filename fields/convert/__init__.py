@@ -12,7 +12,7 @@ from .edits import Recolour as Recolour
 from .edits import Sphere as Sphere
 from .edits import apply_edit as apply_edit
 from .edits import follow_edit as follow_edit
-from .shortcuts import RATE as RATE
+from .shortcuts import SHORTCUT_RATE as SHORTCUT_RATE
 from .shortcuts import SHORTCUTS as SHORTCUTS
 from .task import DistillTask as DistillTask
 from .task import DistillWeights as DistillWeights

@@ -79,18 +79,21 @@ class TeacherPoints:
         packed = (distances, marched.deltas[live], marched.offsets)
         weights = composite(raw, torch.zeros_like(x), *packed, None, activation=activation, threshold=0.0).weights
         generator = torch.Generator().manual_seed((self.seed * 0x9E3779B97F4A7C15 + number) % (1 << 63))
-        seen = _draw(weights.cpu(), POOL_STEPS * self.seen, generator).to(x.device)
-        passed = _draw(torch.ones(len(live)), POOL_STEPS * self.passed, generator).to(x.device)
+        seen = _draw(weights, POOL_STEPS * self.seen, generator)
+        passed = _draw(torch.ones_like(weights), POOL_STEPS * self.passed, generator)
         self._rows, seen = seen.unique(return_inverse=True)
         self._samples, self._drawn = (x, distances, raw), [seen, passed]
-        assert marched.cache is not None or not len(live)
-        features = x.new_empty(0, 0) if marched.cache is None else marched.cache[live[self._rows]]
+        assert marched.cache is not None  # `ask` keeps the features
+        features = marched.cache[live[self._rows]]
         directions = rays.directions[marched.ray_ids()[self._rows]]
         self._answers = directions, features, field.radiance(features, directions, x=x[self._rows]).float()
 
 
 def _draw(weights: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """(count,) rows, with repetition, in proportion to their weights; none where all weights are 0."""
-    if not bool((weights > 0).any()):
-        return torch.empty(0, dtype=torch.long)
-    return torch.multinomial(weights, count, replacement=True, generator=generator)
+    """(count,) rows, with repetition, in proportion to their weights; none where all weights are 0. `torch.multinomial`
+    takes 2^24 rows at most and sums in float32. The draws come from the CPU, whatever the weights' device."""
+    sums = weights.double().cumsum(0)
+    if not bool((sums[-1:] > 0).any()):
+        return torch.empty(0, dtype=torch.long, device=weights.device)
+    share = torch.rand(count, generator=generator, dtype=torch.float64).to(weights.device)
+    return torch.searchsorted(sums, share * sums[-1], right=True).clamp(max=len(sums) - 1)

@@ -23,7 +23,7 @@ DIRECTIONS = 16
 """Along which a vertex is looked at."""
 RIDGE = 0.01
 """Weight of the squared harmonics, of a direction's squared error 1."""
-RATE = 0.1
+SHORTCUT_RATE = 0.1
 """Factor of the learning rates of a student that begins so: with 1 it first unlearns (lego at 200x200, hash to grid,
 400 steps: 33.5 dB to the teacher, with 0.1 37.6 dB)."""
 DARKEST = 1 / 512

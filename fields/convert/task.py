@@ -60,9 +60,10 @@ class DistillWeights:
     empty_share: float = 0.125
     """How many such points there are, in live samples."""
     points_until: float = 0.8
-    """Share of the run in which the student learns at points alone."""
+    """Share of what comes before the photos, if any, in which the student learns at points alone."""
     fades_over: float = 0.5
-    """Share of the run over which the weight of the samples falls, once rays are marched."""
+    """Share of the run over which the weight of the samples falls where rays are marched from the first step; where
+    points come first, it has fallen when they end."""
     faded: float = 0.3
     """To this part of it."""
 
@@ -76,9 +77,9 @@ class DistillWeights:
                 f"points_until must be in [0, 1), fades_over and faded in (0, 1], empty_share >= 0; got {self}"
             )
 
-    def points(self, progress: float) -> float:
-        """Factor of the weights of samples when that share of the run is done."""
-        return 1.0 if progress < self.points_until else self.faded ** min(1.0, progress / self.fades_over)
+    def fading(self, progress: float) -> float:
+        """Factor of the weights of samples when that share of the run is done and rays are marched."""
+        return self.faded ** min(1.0, progress / self.fades_over)
 
 
 class Losses(NamedTuple):
@@ -155,7 +156,7 @@ class DistillTask(FieldTask):
     ) -> None:
         """Args:
         field, occupancy: the student; the grid takes the teacher's cells. As many cascades as the teacher's.
-        config: of the student's training; what concerns photos has no part.
+        config: of the student's training; its loss, distortion and exposure have no part.
         same_features: whether features of both mean the same (see `inherit`).
         only_seen_most: whether only the samples of `active.seen_most` count at points (active learning).
         rate: factor of the learning rates.
@@ -166,7 +167,9 @@ class DistillTask(FieldTask):
         self.rays, self.teacher, self.weights = source, teacher, weights or DistillWeights()
         self.points = TeacherPoints(source, samples=config.samples, seed=seed)
         self.only_seen_most, self.rate = only_seen_most, rate
-        self.photos, self.photos_from = photos, 1 - finish if finish > 0 and photos is not None else math.inf
+        finish = 0.0 if photos is None else finish
+        self.photos, self.photos_from = photos, 1 - finish if finish > 0 else math.inf
+        self.points_until = self.weights.points_until * (1 - finish)
         self.same_features = same_features and field.feature_count == teacher.field.feature_count > 0
         taught = teacher.model.occupancy
         if taught.cascades != occupancy.cascades:
@@ -180,16 +183,26 @@ class DistillTask(FieldTask):
         self.join_grids()
 
     def grow(self, progress: float) -> bool:
-        stages = self.weights.points_until, self.photos_from  # where steps begin to take longer or shorter
-        begins = any(self.progress < at <= progress for at in stages)
+        """Also true where steps begin to take longer or shorter. Stages never come back: a new plan of more steps would
+        otherwise make little of what is done."""
+        progress = max(progress, self.progress)
+        begins = any(self.progress < at <= progress for at in (self.points_until, self.photos_from))
         return super().grow(progress) or begins
 
+    def scalars(self) -> dict[str, Any]:
+        return super().scalars() | {"progress": self.progress}
+
+    def load_scalars(self, values: dict[str, Any]) -> None:
+        super().load_scalars(values)
+        self.progress = float(values["progress"])
+
     def occupied_box(self) -> Tensor:
+        """The teacher's: the student's own grid follows later."""
         return self.teacher.model.occupancy.occupied_box()
 
     def step(self, step: int, lr_scale: float) -> StepResult:
         photos = self.photos if self.progress >= self.photos_from else None
-        if photos is None and self.progress < self.weights.points_until:
+        if photos is None and self.progress < self.points_until:
             return self._step_at_points(step, lr_scale)
         if step >= FIRST_LOOK and step % self.config.occupancy_every == 0:
             self._refresh_occupancy(step)
@@ -224,7 +237,8 @@ class DistillTask(FieldTask):
 
     def _learn(self, losses: Losses, step: int, lr_scale: float) -> tuple[float, bool]:
         """The weighted sum of the terms, and whether it was finite and has changed the field."""
-        w, fading = self.weights, self.weights.points(self.progress)
+        w = self.weights
+        fading = 1.0 if self.progress < self.points_until else w.fading(self.progress)
         factors = w.pixels, fading * w.density, fading * w.color, fading * w.features, w.empty
         total = sum(factor * term for factor, term in zip(factors, losses, strict=True) if term is not None)
         assert isinstance(total, Tensor)

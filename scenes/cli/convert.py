@@ -90,6 +90,7 @@ class Convert:
             "teacher_sha256": hashlib.sha256(teacher.read_bytes()).hexdigest(),
             "converting": dataclasses.asdict(self.converting),
             "evaluation": {"downscale": self.downscale, "eval_images": self.eval_images},
+            "data": {"downscale": self.downscale or run_folder.trained_downscale(self.model)},
         }
 
 
@@ -124,6 +125,8 @@ def run(arguments: Sequence[str]) -> int:
         _write_cameras(out, cameras.transformed(model.to_dataset), str(model.provenance.get("kind", "object")))
     print(f"converting {model.kind} to {command.converting.to} {describe(command.converting.device)}", file=sys.stderr)
     photos = None if scene is None else scene_photos(model, scene, command.converting)
+    if scene is not None and photos is None and command.converting.finish > 0:
+        print("the model was edited: photos, which would undo that, only measure", file=sys.stderr)
     result = _convert(command, model, cameras, photos)
     result.model.save(command.out)
     quality = None if scene is None else _evaluate(command, scene, {"teacher": model, "student": result.model})

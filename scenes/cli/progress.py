@@ -63,9 +63,11 @@ def describe_choice(what: str, setting: str | None, choice: FrequencyChoice) -> 
 def train_line(p: TrainProgress, measure: str = "held-out") -> str:
     """One plain line about training; `measure` says what `heldout_psnr` is."""
     held_out = "" if p.heldout_psnr is None else f"  {measure} {decibels(p.heldout_psnr)}"
+    train = "" if math.isnan(p.train_psnr) else f"  train {decibels(p.train_psnr)}"  # without rays there is none
+    speed = "" if math.isnan(p.train_psnr) else f"  {rate(p.rays_per_second)} rays/s"
     return (
-        f"step {_steps(p)}  loss {p.loss:.3g}  train {decibels(p.train_psnr)}{held_out}  "
-        f"{rate(p.rays_per_second)} rays/s  {clock(p.seconds)} elapsed, {clock(p.seconds_left)} left"
+        f"step {_steps(p)}  loss {p.loss:.3g}{train}{held_out}{speed}  "
+        f"{clock(p.seconds)} elapsed, {clock(p.seconds_left)} left"
     )
 
 

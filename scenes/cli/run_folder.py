@@ -170,17 +170,20 @@ def model_file(path: Path) -> Path:
         FormatError: neither.
     """
     if path.is_dir():
-        for file in (path / MODEL, Path(f"{path}.safetensors")):
-            if file.is_file():
-                return file
-        raise FormatError(f"{path} has no {MODEL}; give a model file or a run folder of 'polyfield train'")
+        beside = Path(f"{path}.safetensors")
+        if (path / MODEL).is_file():
+            return path / MODEL
+        if (path / CONFIG).is_file() and beside.is_file():
+            return beside
+        raise FormatError(f"{path} has no {MODEL}; give a model file or a folder of 'polyfield train' or 'convert'")
     if not path.exists():
         raise FormatError(f"{path}: no such model file or run folder")
     return path
 
 
 def trained_downscale(model: Path) -> int:
-    """By what the photos were shrunk in training; 1 where `model` is no run folder."""
+    """By what the photos were shrunk in training, also in that of the first teacher of a conversion; 1 where `model` is
+    no run folder."""
     if not (model.is_dir() and (model / CONFIG).is_file()):
         return 1
     value = read_config(model).get("data", {}).get("downscale", 1)

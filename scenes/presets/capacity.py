@@ -174,11 +174,11 @@ of lego at 200x200:
 
 
 def rungs(kind: str, preset: Preset) -> list[Preset]:
-    """The preset on every rung of its kind's ladder, from the largest to the smallest; none twice."""
-    found: list[Preset] = []
+    """The preset itself, then on every rung of its kind's ladder, from the largest to the smallest; none twice."""
+    found = [preset]
     for most in LADDERS[kind]:
         lowered = with_settings(preset, {name: _lower(preset, name, value) for name, value in most.items()})
-        if lowered not in found:
+        if lowered not in found and differing(preset, lowered).keys() != {"first_voxels"}:
             found.append(lowered)
     return found
 

@@ -82,8 +82,10 @@ class Preset:
         return self
 
     def with_colors_of(self, field: FieldConfig) -> Preset:
-        """With a colour network laid out like another field's, where both have one, so that it can be taken over."""
-        if not (isinstance(self.field, EncodedFieldConfig) and isinstance(field, EncodedFieldConfig)):
+        """With a colour network laid out like another field's, so that it can be taken over: where both have one and
+        the other's is not modulated by the view."""
+        plain = isinstance(field, EncodedFieldConfig) and getattr(field, "view_cells", None) is None
+        if not plain or not isinstance(self.field, EncodedFieldConfig):
             return self
         names = ("features", "color_width", "color_layers", "sh_bands")
         return replace(self, field=replace(self.field, **{name: getattr(field, name) for name in names}))

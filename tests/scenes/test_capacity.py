@@ -17,6 +17,7 @@ from polyfield.fields import FIELDS, ConfigError, FormatError, Model, OccupancyG
 from polyfield.fields.convert import Teacher, orbit_cameras
 from polyfield.fields.formats.model_file import read_tensors, write_tensors
 from polyfield.fields.ops import _cpu
+from polyfield.fields.radiance import MlpFieldConfig
 from polyfield.fields.render import render
 from polyfield.scenes import capacity
 from polyfield.scenes.capacity import Candidates, Pace, Wish, bytes_of, choose_capacity, shown_bytes
@@ -61,7 +62,9 @@ def test_every_kind_has_a_ladder_that_begins_with_its_preset():
     assert LADDERS.keys() == PRESETS.keys()
     for kind, preset in PRESETS.items():
         for around in (OBJECT, Surroundings("unbounded", 4)):
-            assert differing(preset(around), rungs(kind, preset(around))[0]).keys() <= {"first_voxels"}
+            for largest in (preset(around), preset(around).with_colors_of(MlpFieldConfig())):
+                assert rungs(kind, largest)[0] == largest
+                assert len(rungs(kind, largest)) > 5
 
 
 @pytest.mark.parametrize("kind", [kind for kind in FIELDS if kind != "grid"])

@@ -12,11 +12,14 @@ from helpers.small_presets import shrink_presets
 from helpers.tiny import tiny_scene
 
 from polyfield.fields import FIELDS, ConfigError, FormatError, Model, Similarity
+from polyfield.fields.convert import Recolour, Sphere
 from polyfield.fields.formats.model_file import read_tensors
 from polyfield.fields.ops import _cpu
-from polyfield.fields.radiance import GridField
+from polyfield.fields.radiance import CamFieldConfig, GridField, GridFieldConfig
 from polyfield.scenes.convert import ConvertOptions, convert, convert_model, scene_cameras, scene_photos
+from polyfield.scenes.edit import edit
 from polyfield.scenes.evaluate import evaluate
+from polyfield.scenes.presets import PRESETS, Surroundings
 from polyfield.scenes.rays import SceneRays
 from polyfield.scenes.run_state import CHECKPOINT
 
@@ -79,6 +82,13 @@ def test_a_colour_network_is_laid_out_like_the_teachers_and_taken_over(kind):
     result = run(kind, 1, run("hash", 1).model)
     assert result.inherited == ["color"]
     assert run("grid", 1, result.model).inherited == []  # it has none
+
+
+def test_a_colour_network_that_the_view_modulates_is_no_model_for_others():
+    preset = PRESETS["hash"](Surroundings("object", 1))
+    assert preset.with_colors_of(CamFieldConfig()) != preset
+    assert preset.with_colors_of(CamFieldConfig(view_cells=(12, 7))) == preset
+    assert preset.with_colors_of(GridFieldConfig()) == preset
 
 
 def test_the_teacher_stays_as_it_is():
@@ -160,6 +170,14 @@ def test_photos_have_the_last_word():
     found = [evaluate(result.model, scene, "train").psnr for result in (unused, finished)]
     assert found[1] > found[0] + 4
     assert unused.psnr_to_teacher > finished.psnr_to_teacher + 3
+
+
+def test_an_edit_is_not_undone_by_photos_of_what_was_there():
+    edited = edit(ball_model(), [Recolour(Sphere((0.0, 0.0, 0.0), 1.0), (1.0, 0.0, 0.0))])
+    options = ConvertOptions(to="hash")
+    assert scene_photos(ball_model(), tiny_scene(), options) is not None
+    assert scene_photos(edited, tiny_scene(), options) is None
+    assert scene_photos(ball_model(), tiny_scene(), replace(options, finish=0.0)) is None
 
 
 def test_photos_may_only_measure(monkeypatch):

@@ -11,7 +11,7 @@ from helpers.ball_model import MARCH, ball_model
 from polyfield.fields import ConfigError, OccupancyGrid
 from polyfield.fields.convert import DistillTask, DistillWeights, Teacher, TeacherRays, orbit_cameras
 from polyfield.fields.convert.losses import density_error
-from polyfield.fields.convert.points import TeacherPoints
+from polyfield.fields.convert.points import TeacherPoints, _draw
 from polyfield.fields.convert.teacher import POOL_STEPS
 from polyfield.fields.ops.hash_encode import HashGridSpec
 from polyfield.fields.optim.field_task import RadianceTaskConfig, RayBatch
@@ -157,10 +157,32 @@ def test_photos_finish_whatever_came_before(until, finish):
     for step in range(10):
         told.append(task.grow(step / 10))
         stages.append(terms(task.step(step, 1.0).counts))
-    expected = ["points" if k < 10 * until else "rays" for k in range(10)]
+    expected = ["points" if k < round(10 * until * (1 - finish)) else "rays" for k in range(10)]
     expected[round(10 * (1 - finish)) :] = ["photos"] * round(10 * finish)
     assert stages == expected
     assert all(told[k] for k in range(1, 10) if stages[k] != stages[k - 1])
+
+
+def test_stages_never_come_back():
+    """When the loop plans more steps, less of them is done."""
+    task = task_of(0.5, finish=0.2)
+    assert task.grow(0.85)
+    assert not task.grow(0.3)
+    assert terms(task.step(3, 1.0).counts) == "photos"
+    again = task_of(0.5, finish=0.2)
+    again.load_scalars(task.scalars())
+    assert not again.grow(0.3)
+    assert terms(again.step(3, 1.0).counts) == "photos"
+
+
+def test_draws_are_in_proportion_however_many_rows_there_are():
+    weights = torch.tensor([0.1, 0.001]).repeat_interleave(1 << 21)
+    rows = _draw(weights, 1 << 20, torch.Generator().manual_seed(0))
+    assert float((rows >= 1 << 21).float().mean()) == pytest.approx(1 / 101, rel=0.03)
+    assert float((rows >= 3 << 20).float().mean()) == pytest.approx(0.5 / 101, rel=0.05)
+    never = _draw(torch.tensor([0.0, 1.0, 0.0, 2.0, 0.0]), 1000, torch.Generator().manual_seed(0))
+    assert sorted(set(never.tolist())) == [1, 3]
+    assert len(_draw(torch.ones((1 << 24) + 1), 10, torch.Generator().manual_seed(0))) == 10
 
 
 def terms(counts: dict) -> str:

@@ -16,7 +16,7 @@ from polyfield.fields import Model
 from polyfield.fields.convert import DistillTask
 from polyfield.fields.ops import _cpu
 from polyfield.fields.radiance import GridField
-from polyfield.scenes.cli import main
+from polyfield.scenes.cli import main, run_folder
 
 pytestmark = pytest.mark.skipif(_cpu.level() == "reference", reason="converting by the torch references takes minutes")
 BASE = ["--precision", "fp32", "--samples", "2048", "--device", "cpu"]
@@ -70,6 +70,8 @@ def test_with_a_scene_both_are_measured_on_its_photos_and_its_cameras_are_kept(f
     again = json.loads((folder / "c/cameras.json").read_text())
     poses = [torch.tensor([f["transform_matrix"] for f in c["frames"]]) for c in (cameras, again)]
     torch.testing.assert_close(*poses)
+    assert convert("--max-steps", "2", "--scene", "tiny", "--downscale", "3", out="d.safetensors") == 0
+    assert run_folder.trained_downscale(folder / "d") == 3  # what is done with it next is done at that size
 
 
 def test_an_interrupted_conversion_says_how_to_go_on(folder, capsys, monkeypatch):

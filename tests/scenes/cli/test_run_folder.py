@@ -159,4 +159,7 @@ def test_the_folder_of_a_conversion_stands_for_the_model_beside_it(tmp_path):
     with pytest.raises(FormatError, match="has no model"):
         rf.model_file(tmp_path / "student.v2")
     (tmp_path / "student.v2.safetensors").touch()
+    with pytest.raises(FormatError, match="has no model"):
+        rf.model_file(tmp_path / "student.v2")  # any folder: perhaps photos
+    (tmp_path / "student.v2" / rf.CONFIG).write_text("{}")
     assert rf.model_file(tmp_path / "student.v2") == tmp_path / "student.v2.safetensors"
