@@ -66,7 +66,7 @@ def test_a_run_folder_remembers_the_downscaling(world, tmp_path):
     ("arguments", "text"),
     [
         (["nothing", "toy"], "nothing: no such model file or run folder"),
-        ([".", "toy"], ". has no model.safetensors; give a model file or a run folder of 'polyfield train'"),
+        ([".", "toy"], ". has no model.safetensors; give a model file or a folder of 'polyfield train' or 'convert'"),
         (["run", "toy", "--split", "val"], "toy has no frames in split 'val'; it has train (4), test (2)"),
         (["run", "toy", "--split", "all"], "invalid choice 'all'"),
         (["run"], "SCENE"),
