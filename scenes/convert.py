@@ -42,7 +42,7 @@ from .device import Device, pick_device
 from .evaluate import FRAME_TOLERANCE, cameras_for, frame_change, frames_apart
 from .presets import Preset, Surroundings, with_settings
 from .rays import SceneRays
-from .run_state import CHECKPOINT, Progress, Speedometer, append_log, load_state, read_state, save_state
+from .run_state import CHECKPOINT, Progress, Speedometer, StoredState, append_log, load_state, read_state, save_state
 from .scene import Scene
 from .train import Kind, TrainOptions, preset_for
 
@@ -228,8 +228,13 @@ def convert_model(
         ConfigError: as `convert`. FormatError: a checkpoint that does not fit.
         KeyboardInterrupt: passed on after the state was saved.
     """
-    session = _Session(model, options, cameras, photos, None if run is None else Path(run), begins=not resume)
-    state = session.load_checkpoint() if resume else LoopState(seconds=session.prepared)
+    folder, stored = None if run is None else Path(run), None
+    if resume:
+        if folder is None:
+            raise ConfigError("to resume a conversion, give the folder of its run")
+        stored = read_state(folder)
+    session = _Session(model, options, cameras, photos, folder, stored)
+    state = LoopState(seconds=session.prepared) if stored is None else session.load_checkpoint(stored)
     if chosen is not None and session.capacity is not None:
         chosen(session.capacity)
     if session.run is not None:
@@ -305,9 +310,9 @@ class _Session:
         cameras: Cameras | None,
         photos: SceneRays | None,
         run: Path | None,
-        *,
-        begins: bool,
+        stored: StoredState | None,
     ) -> None:
+        """`stored`: the state that it goes on from, None where it begins."""
         self.options, self.run, self.given = options, run, model
         self.state = LoopState()
         device = pick_device(options.device)
@@ -316,7 +321,7 @@ class _Session:
         teacher = Teacher(model)
         if cameras is None:
             cameras = _cameras_round(model, around)
-        self.capacity = self._capacity(teacher, cameras, begins=begins)
+        self.capacity = self._capacity(teacher, cameras, stored)
         if self.capacity is not None:
             self.preset = with_settings(self.preset, self.capacity.settings)
         preset = self.preset
@@ -324,7 +329,7 @@ class _Session:
         self.field = FIELDS[options.to][0](preset.field, seed=options.seed).to(device)
         self.inherited = inherit(self.field, teacher.field)
         shortcut, clock = SHORTCUTS.get(type(self.field)), Clock(0.0)
-        if begins and shortcut is not None:
+        if stored is None and shortcut is not None:
             shortcut(self.field, teacher, self.rays.cameras.world_from_camera[:, :, 2])
         self.prepared = clock.seconds
         self.occupancy = OccupancyGrid(cascades=preset.cascades, resolution=preset.resolution).to(device)
@@ -374,15 +379,15 @@ class _Session:
         given = self.given
         return Model(field, occupancy, preset.march, given.to_dataset, given.background, provenance)
 
-    def _capacity(self, teacher: Teacher, cameras: Cameras, *, begins: bool) -> Capacity | None:
+    def _capacity(self, teacher: Teacher, cameras: Cameras, stored: StoredState | None) -> Capacity | None:
         """How large the field is to be; of a conversion that goes on, as it was chosen then."""
         options, wish = self.options, self.options.wish
-        if not begins and self.run is not None:
-            header = read_state(self.run).header
-            stored, settings = header.get("capacity"), header.get("settings")
-            if stored is None or not isinstance(settings, dict) or settings.get("to") != options.to:
+        if stored is not None:
+            assert self.run is not None
+            chosen, settings = stored.header.get("capacity"), stored.header.get("settings")
+            if chosen is None or not isinstance(settings, dict) or settings.get("to") != options.to:
                 return None  # without a wish, or of another conversion, which `load_state` refuses
-            return Capacity.from_dict(stored, self.preset, self.run / CHECKPOINT)
+            return Capacity.from_dict(chosen, self.preset, self.run / CHECKPOINT)
         if wish is None:
             return None
         parts = (options.to, self.preset, teacher, cameras, self._model_of)
@@ -420,10 +425,9 @@ class _Session:
             capacity = None if self.capacity is None else self.capacity._asdict()
             save_state(self.run, self.task, self.state, self._identity(), capacity=capacity)
 
-    def load_checkpoint(self) -> LoopState:
-        if self.run is None:
-            raise ConfigError("to resume a conversion, give the folder of its run")
-        self.state = load_state(self.run, read_state(self.run), self.task, self._identity())
+    def load_checkpoint(self, stored: StoredState) -> LoopState:
+        assert self.run is not None
+        self.state = load_state(self.run, stored, self.task, self._identity())
         self.task.join_grids()
         return self.state
 

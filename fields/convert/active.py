@@ -94,7 +94,7 @@ class ActiveRays(TeacherRays):
             sums = error.new_zeros(2, POOL_VIEWS).index_add_(1, pool.frames[seen], values)
             order = (sums[0] / sums[1].clamp(min=1)).argsort(descending=True, stable=True)
             worst = order[: int(HARD * POOL_VIEWS)]
-            views = self._views(pool.number, self._generator(2 * pool.number + 1))
+            views = self._views(pool.number, self.generator(2 * pool.number + 1))
             for field in dataclasses.fields(Cameras):
                 memory[f"view.{field.name}"].copy_(getattr(views, field.name)[worst])
             memory["views"].fill_(len(worst))

@@ -39,14 +39,14 @@ class Points(NamedTuple):
 
 
 class TeacherPoints:
-    """Points with the teacher's answers, for (step, seed) alone."""
+    """Points with the teacher's answers, for the step and the source's seed alone."""
 
-    def __init__(self, source: TeacherRays, *, samples: int, seed: int) -> None:
+    def __init__(self, source: TeacherRays, *, samples: int) -> None:
         """Args:
         source: along which rays they lie.
         samples: of a step; `SEEN` and `PASSED` of them are given here.
         """
-        self.source, self.seed, self.rays = source, seed, samples
+        self.source, self.rays = source, samples
         self.seen, self.passed = int(SEEN * samples), int(PASSED * samples)
         self._number, self._drawn = -1, [torch.empty(0, dtype=torch.long)] * 2
 
@@ -72,13 +72,13 @@ class TeacherPoints:
             geometry = field.geometry(x)
             return geometry.density_raw.float(), geometry.features
 
-        given = {"activation": activation, "seed": self.seed, "step": number, "jitter": True}
+        given = {"activation": activation, "seed": self.source.seed, "step": number, "jitter": True}
         marched = march_visible(rays, model.occupancy, ask, model.march, **given)
         live = marched.rows.long()
         x, distances, raw = (values[live] for values in (marched.positions, marched.distances, marched.density_raw))
         packed = (distances, marched.deltas[live], marched.offsets)
         weights = composite(raw, torch.zeros_like(x), *packed, None, activation=activation, threshold=0.0).weights
-        generator = torch.Generator().manual_seed((self.seed * 0x9E3779B97F4A7C15 + number) % (1 << 63))
+        generator = self.source.generator(number)
         seen = _draw(weights, POOL_STEPS * self.seen, generator)
         passed = _draw(torch.ones_like(weights), POOL_STEPS * self.passed, generator)
         self._rows, seen = seen.unique(return_inverse=True)

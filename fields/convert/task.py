@@ -165,7 +165,7 @@ class DistillTask(FieldTask):
         """
         super().__init__(field, occupancy, march, source, config, extra={}, seed=seed)
         self.rays, self.teacher, self.weights = source, teacher, weights or DistillWeights()
-        self.points = TeacherPoints(source, samples=config.samples, seed=seed)
+        self.points = TeacherPoints(source, samples=config.samples)
         self.only_seen_most, self.rate = only_seen_most, rate
         finish = 0.0 if photos is None else finish
         self.photos, self.photos_from = photos, 1 - finish if finish > 0 else math.inf

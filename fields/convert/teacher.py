@@ -113,7 +113,7 @@ class TeacherRays:
         number = step // POOL_STEPS
         if self._pool is None or self._pool.number != number:
             self._pool = self._next_pool(number)
-        pool, generator = self._pool, self._generator(2 * step)
+        pool, generator = self._pool, self.generator(2 * step)
         chosen = self._chosen = self._choose(count, generator).to(self.device)
         backgrounds = torch.rand(count, 3, generator=generator).to(self.device)
         targets = pool.rgb[chosen] + (1 - pool.alpha[chosen, None]) * backgrounds
@@ -133,7 +133,7 @@ class TeacherRays:
         return self._rays(count, number)[0]
 
     def _rays(self, count: int, number: int) -> tuple[Rays, Tensor]:
-        generator = self._generator(2 * number + 1)
+        generator = self.generator(2 * number + 1)
         views = self._views(number, generator)
         frames = torch.randint(POOL_VIEWS, (count,), generator=generator).to(self.device)
         share = torch.rand(count, 2, generator=generator).to(self.device)
@@ -155,5 +155,6 @@ class TeacherRays:
         """(count,) rays of the pool."""
         return torch.randint(self.count, (count,), generator=generator)
 
-    def _generator(self, number: int) -> torch.Generator:
+    def generator(self, number: int) -> torch.Generator:
+        """On the CPU; the draws of the source's seed and this number."""
         return torch.Generator().manual_seed((self.seed * 0x9E3779B97F4A7C15 + number) % (1 << 63))

@@ -79,15 +79,15 @@ def test_the_worst_views_are_seen_again_a_little_turned():
     assert pool is not None
     means = torch.stack([error[(pool.frames == v) & (error > 0)].mean() for v in range(POOL_VIEWS)])
     worst = means.argsort(descending=True)[: int(HARD * POOL_VIEWS)]
-    before = rays._views(0, rays._generator(1))
+    before = rays._views(0, rays.generator(1))
     rays.batch(POOL_STEPS, 10)
-    after = rays._views(1, rays._generator(3))
+    after = rays._views(1, rays.generator(3))
     again, old = after[: len(worst)], before[worst]
     torch.testing.assert_close(again.centres(), old.centres())
     cosine = (again.world_from_camera[:, :, 2] * old.world_from_camera[:, :, 2]).sum(1)
     assert bool((cosine > 0.9).all())
     assert bool((cosine < 1 - 1e-6).any())
-    plain = TeacherRays(rays.teacher, rays.cameras, rays=16, seed=3)._views(1, rays._generator(3))
+    plain = TeacherRays(rays.teacher, rays.cameras, rays=16, seed=3)._views(1, rays.generator(3))
     assert torch.equal(after[len(worst) :].centres(), plain[len(worst) :].centres())
     assert torch.equal(rays.rays(9, -1).origins, source().rays(9, -1).origins)  # a probe stays what it was
 

@@ -26,7 +26,7 @@ RADIUS = 0.5
 def points_of(box: torch.Tensor | None = None, *, samples: int = 1000, seed: int = 0) -> TeacherPoints:
     teacher = Teacher(ball_model(RADIUS))
     cameras = orbit_cameras(teacher.model.occupancy.occupied_box() if box is None else box)
-    return TeacherPoints(TeacherRays(teacher, cameras, rays=1024, seed=seed), samples=samples, seed=seed)
+    return TeacherPoints(TeacherRays(teacher, cameras, rays=1024, seed=seed), samples=samples)
 
 
 class Photos:
