@@ -42,6 +42,8 @@ class RadianceField(nn.Module, ABC):
     """F. Converters match features only where F agrees; 0 where there is no feature vector."""
     integrates: bool = False
     """Whether `geometry` makes use of footprints; rays for other fields need no radii."""
+    costly: bool = False
+    """Whether a point costs so much that its answers are worth keeping."""
 
     @abstractmethod
     def geometry(self, x: Tensor, *, time: Tensor | None = None, footprint: Tensor | None = None) -> Geometry:
@@ -76,7 +78,7 @@ class RadianceField(nn.Module, ABC):
     @abstractmethod
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Groups for an optimiser: dicts with `name`, `params` and `lr`; with `lazy` true, rows without gradient stay
-        as they are (`ops.adam`)."""
+        as they are (`ops.adam`); `matrices`, parts of other groups' parameters, are for Muon (`ops.muon`)."""
 
     def grow(self, progress: float, occupied: Callable[[], Tensor]) -> bool:
         """Refine the representation as its training goes on; called before every step. Most fields never do.

@@ -23,9 +23,9 @@ DIRECTIONS = 16
 """Along which a vertex is looked at."""
 RIDGE = 0.01
 """Weight of the squared harmonics, of a direction's squared error 1."""
-SHORTCUT_RATE = 0.1
-"""Factor of the learning rates of a student that begins so: with 1 it first unlearns (lego at 200x200, hash to grid,
-400 steps: 33.5 dB to the teacher, with 0.1 37.6 dB)."""
+SHORTCUT_RATE = 0.6
+"""Factor of the learning rates of a student that begins so. Lego at 200x200, hash to grid, likeness to the teacher
+after 60 seconds: 36.6 dB with 0.1, 37.2 with 0.3, 37.6 with 0.6 and with 1."""
 DARKEST = 1 / 512
 """Of a channel whose odds are taken: half a step of 8 bits; the brightest is as far from 1."""
 _CHUNK = 1 << 16

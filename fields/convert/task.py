@@ -4,9 +4,9 @@ After PVD and PVD-AL (Fang et al., arXiv 2211.15977 and 2304.04012): the student
 student's live samples, and the rendered pixels are compared too. Before any ray is marched the student learns at points
 that matter (`points`); where there are photos, it learns from them alone at the end.
 
-Two things keep what is empty and what is solid true where the student is wrong: it marches through the cells that
-either grid calls occupied, so that it meets matter it has lost; and at points drawn where the teacher's grid is empty
-its density is pushed down, so that haze in which no ray stops goes as well.
+The student is marched where its teacher's grid says that something is and nowhere else: so it meets matter that it
+has lost, and what it makes of the rest of space is never seen. In the end the cells that it has found empty go. Where
+its own grid is the coarser one, its density is pushed down at points that only that grid holds.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ..base import Geometry, RadianceField
 from ..errors import ConfigError
 from ..ops.activations import log_density
 from ..ops.composite import Composited, composite
-from ..ops.occupancy import sample_cells
+from ..ops.occupancy import pack_bitfield, sample_cells
 from ..optim.field_task import FieldTask, RadianceTaskConfig, RayBatch, RaySource, huber_loss, psnr_of
 from ..optim.loop import StepResult
 from ..render.march import MarchConfig, PackedSamples
@@ -32,9 +32,9 @@ from .losses import density_error, weighted_huber
 from .points import Points, TeacherPoints
 from .teacher import Teacher, TeacherRays
 
-FIRST_LOOK = 64
-"""Step of the first refresh of the student's grid, which until then is the teacher's: an untrained field is haze
-everywhere."""
+MOST_LOOKED_AT = 1 << 19
+"""Occupied cells up to which a CPU looks at each in the end; more (large unbounded scenes) stay the teacher's, since
+the looks took up to a quarter of a minute."""
 _COLOR_DELTA, _LOG_DELTA = 0.1, 1.0  # where Huber's functions of colours and of log thicknesses become linear
 
 
@@ -56,9 +56,9 @@ class DistillWeights:
     features: float = 0.02
     """Features at samples, likewise; only where the colour network was inherited, which says what they mean."""
     empty: float = 0.02
-    """Log thickness above `losses.EMPTY` at points where the teacher's grid is empty."""
+    """Log thickness above `losses.EMPTY` at points where the teacher's grid is empty and the student's is not."""
     empty_share: float = 0.125
-    """How many such points there are, in live samples."""
+    """How many such points there are, in a step's samples, if any."""
     points_until: float = 0.8
     """Share of what comes before the photos, if any, in which the student learns at points alone."""
     fades_over: float = 0.5
@@ -134,8 +134,13 @@ def _alike(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
     return a.keys() == b.keys() and all(a[k].shape == b[k].shape for k in a)
 
 
+def _resized(flags: Tensor, resolution: int) -> Tensor:
+    """Flags (K, G, G, G) of cells of another size: those that touch one that is set."""
+    return torch.nn.functional.adaptive_max_pool3d(flags.float(), resolution).bool()
+
+
 class DistillTask(FieldTask):
-    """Final. See the module. `occupancy` is the student's own grid; what is marched is that or the teacher's."""
+    """Final. See the module."""
 
     def __init__(
         self,
@@ -165,7 +170,6 @@ class DistillTask(FieldTask):
         """
         super().__init__(field, occupancy, march, source, config, extra={}, seed=seed)
         self.rays, self.teacher, self.weights = source, teacher, weights or DistillWeights()
-        self.points = TeacherPoints(source, samples=config.samples)
         self.only_seen_most, self.rate = only_seen_most, rate
         finish = 0.0 if photos is None else finish
         self.photos, self.photos_from = photos, 1 - finish if finish > 0 else math.inf
@@ -175,12 +179,11 @@ class DistillTask(FieldTask):
         if taught.cascades != occupancy.cascades:
             text = f"the student needs as many occupancy cascades as its teacher, {taught.cascades}"
             raise ConfigError(f"{text}; got {occupancy.cascades}")
-        flags = torch.nn.functional.adaptive_max_pool3d(taught.flags().float(), occupancy.resolution)
-        self._taught = flags.bool()
-        self._vacant = ~taught.bits if taught.occupied_fraction() < 1 else None
-        occupancy.take_flags(self._taught)
-        self.marched = OccupancyGrid(cascades=occupancy.cascades, resolution=occupancy.resolution).to(flags.device)
-        self.join_grids()
+        occupancy.take_flags(_resized(taught.flags(), occupancy.resolution))
+        beyond = _resized(occupancy.flags(), taught.resolution) & ~taught.flags()
+        self._beyond = pack_bitfield(beyond.float(), taught.grid.new_tensor(0.5))[0] if bool(beyond.any()) else None
+        self.haze = int(self.weights.empty_share * config.samples) if self._beyond is not None else 0
+        self.points = TeacherPoints(source, samples=config.samples - self.haze)
 
     def grow(self, progress: float) -> bool:
         """Also true where steps begin to take longer or shorter. Stages never come back: a new plan of more steps would
@@ -196,19 +199,12 @@ class DistillTask(FieldTask):
         super().load_scalars(values)
         self.progress = float(values["progress"])
 
-    def occupied_box(self) -> Tensor:
-        """The teacher's: the student's own grid follows later."""
-        return self.teacher.model.occupancy.occupied_box()
-
     def step(self, step: int, lr_scale: float) -> StepResult:
         photos = self.photos if self.progress >= self.photos_from else None
         if photos is None and self.progress < self.points_until:
             return self._step_at_points(step, lr_scale)
-        if step >= FIRST_LOOK and step % self.config.occupancy_every == 0:
-            self._refresh_occupancy(step)
-            self.join_grids()
         batch = (self.rays if photos is None else photos).batch(step, self.ray_count)
-        samples = self._samples(batch, step, self.marched)
+        samples = self._samples(batch, step, self.occupancy)
         live = samples.rows.shape[0]
         if live == 0:
             return StepResult(float("nan"), False, {"rays": self.ray_count, "live": 0, "marched": samples.marched})
@@ -310,36 +306,32 @@ class DistillTask(FieldTask):
             weighted_huber(error, even, _LOG_DELTA),
             weighted_huber(rgb - points.rgb, even[seen], _COLOR_DELTA),
             features,
-            self._haze(self.config.samples - self.points.seen - self.points.passed, step),
+            self._haze(self.haze, step),
         )
 
     def _haze(self, count: int, step: int) -> Tensor | None:
-        """Mean error of log thickness at `count` points where the teacher's grid is empty; None without such."""
-        if count == 0 or self._vacant is None:
+        """Mean error of log thickness at `count` points that only the student's grid holds; None without such."""
+        if count == 0 or self._beyond is None:
             return None
         grid = self.teacher.model.occupancy.grid
-        _, x = sample_cells(grid, self._vacant, uniform=0, occupied=count, seed=self.seed + 1, step=step)
+        _, x = sample_cells(grid, self._beyond, uniform=0, occupied=count, seed=self.seed + 1, step=step)
         raw = self.field.geometry(x).density_raw
         log_thickness = log_density(raw, self.field.density_activation) + math.log(self.march.step_size)
         error = density_error(log_thickness, torch.full_like(log_thickness, -math.inf))
         return weighted_huber(error, torch.ones_like(error), _LOG_DELTA)
 
-    def join_grids(self) -> None:
-        """What is marched follows the student's grid; called after that was changed from outside too."""
-        self.marched.take_flags(self.occupancy.flags() | self._taught)
-
     def finish(self, step: int) -> None:
-        """Look at every cell of the student, and again and again at those that it or the teacher has occupied, since
-        one look may miss what is thin: what its own grid says from now on is what it is rendered by."""
-        asked = {
-            "density_raw": lambda x: self._density_pass(x)[0],
-            "activation": self.field.density_activation,
-            "seed": self.seed,
-            "step_size": self.march.step_size,
-        }
-        self.occupancy.update(**asked, step=step + 1, warmup=True)
-        self.occupancy.take_flags(self.occupancy.flags() | self._taught)
-        self.occupancy.look_again(**asked, step=step + 2)
+        """Look again and again at the cells in which the student is marched: those that it has found empty go."""
+        grid = self.occupancy
+        if grid.bits.device.type == "cpu" and int(grid.flags().sum()) > MOST_LOOKED_AT:
+            return
+        grid.look_again(
+            lambda x: self._density_pass(x)[0],
+            activation=self.field.density_activation,
+            step=step + 1,
+            seed=self.seed,
+            step_size=self.march.step_size,
+        )
 
     def _density_pass(self, x: Tensor, footprint: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         return self.field.geometry(x, footprint=footprint).density_raw, None

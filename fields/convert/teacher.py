@@ -71,6 +71,12 @@ class Teacher:
         return Answers(raw, geometry.features, self.field.radiance(geometry.features, directions, x=x).float())
 
     @torch.no_grad()
+    def density_at(self, x: Tensor) -> Tensor:
+        """(N,) raw densities as `at` gives them."""
+        raw = [self.field.geometry(part).density_raw.float() for part in x.split(_POINTS)]
+        return torch.where(self.model.occupancy.holds(x), torch.cat([x.new_empty(0), *raw]), NOTHING)
+
+    @torch.no_grad()
     def seen(self, rays: Rays) -> tuple[Tensor, Tensor]:
         """(R, 3) colours over black and (R,) opacities of rays, as the model renders them."""
         model, black = self.model, rays.origins.new_zeros(3)

@@ -38,6 +38,7 @@ from ..encodings.frequency import octaves_left
 from ..errors import ConfigError, ShapeError
 from ..ops.factored_encode import FactoredGridSpec, Term, factored_encode
 from ..ops.modulate import EPSILON, modulate
+from ..ops.muon import Matrix
 from .quantised import as_stored, store_in_8_bits
 
 Activation = Literal["relu", "sine", "finer", "gauss", "wire"]
@@ -186,6 +187,11 @@ class CoordinateNetwork(nn.Module):
         if c.bits == 8:
             names = [name for name, _ in self.named_parameters() if name.endswith(("weight", "grids"))]
             store_in_8_bits(self, names)
+
+    def matrices(self) -> list[Matrix]:
+        """The weights of the hidden layers."""
+        weights = [w for name, w in self.named_parameters() if name.endswith("weight") and not name.startswith("head")]
+        return [Matrix(w, 0, (w.shape[0], w.shape[1])) for w in weights]
 
     def forward(self, x: Tensor, variance: Tensor | None = None) -> Tensor:
         """x (N, D) in [0, 1] (beyond it the network goes on, its grids do not) -> (N, outputs).

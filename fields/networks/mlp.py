@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError
 from ..ops.fused_mlp import PRECISIONS, MlpSpec, fused_mlp, initial_parameters, mlp_value_and_jacobian
+from ..ops.muon import Matrix
 
 
 @final
@@ -46,6 +47,14 @@ class MLP(nn.Module):
         """x (N, inputs) and x_tangents (N, 3, inputs) = d x / d position -> value (N, outputs) and jacobian
         (N, 3, outputs) = d value / d position; gradients and errors as `mlp_value_and_jacobian`."""
         return mlp_value_and_jacobian(x, x_tangents, self.parameters_flat, self.spec)
+
+    def matrices(self) -> list[Matrix]:
+        """The weights of the hidden layers."""
+        found, first = [], 0
+        for out, size in self.spec.layer_shapes[:-1]:
+            found.append(Matrix(self.parameters_flat, first, (out, size)))
+            first += out * (size + self.spec.bias)
+        return found
 
     def extra_repr(self) -> str:
         return f"{self.spec}, precision={self.precision!r}"

@@ -22,6 +22,7 @@ from ..ops.adam import lazy_adam_
 from ..render.march import MarchConfig, PackedSamples, march_visible
 from ..render.occupancy import OccupancyGrid
 from .loop import StepResult
+from .matrices import MatrixStacks
 
 
 class RayBatch(NamedTuple):
@@ -115,6 +116,9 @@ class FieldTask(ABC):
             name: (torch.zeros_like(p, requires_grad=False), torch.zeros_like(p, requires_grad=False))
             for name, (p, _) in self.parameters.items()
         }
+        self.matrices = MatrixStacks(
+            [(m, float(group["lr"])) for group in self.field.parameter_groups() for m in group.get("matrices", [])]
+        )
         for name, (parameter, _) in self.parameters.items():
             for tensor in (parameter.detach(), *self.moments[name]):
                 _cpu.advise_huge_pages(tensor)
@@ -134,6 +138,7 @@ class FieldTask(ABC):
         for name, (parameter, _) in self.parameters.items():
             out[name] = parameter.detach()
             out[f"{name}.m"], out[f"{name}.v"] = self.moments[name]
+        out |= {f"momentum.{k}": v for k, v in self.matrices.momentum.items()}
         out |= {f"field.{k}": v for k, v in self.field.named_buffers()}
         return out | {f"occupancy.{k}": v for k, v in self.occupancy.state_dict().items()}
 
@@ -197,8 +202,8 @@ class FieldTask(ABC):
         self.ray_count = min(self.config.max_rays, max(256, int(wanted) // 16 * 16))
 
     def _descend(self, total: Tensor, step: int, lr_scale: float) -> bool:
-        """Go a step of Adam down the gradient of `total` and of what the field itself wants. False: loss or gradients
-        were not finite and nothing was changed."""
+        """Go a step of Adam, and of Muon where the field asks for it, down the gradient of `total` and of what the
+        field itself wants. False: loss or gradients were not finite and nothing was changed."""
         for parameter, _ in self.parameters.values():
             parameter.grad = None
         total.backward()
@@ -207,6 +212,7 @@ class FieldTask(ABC):
             p.grad is None or bool(torch.isfinite(p.grad.sum())) for p, _ in self.parameters.values()
         )
         if finite:
+            self.matrices.take_gradients()
             for name, (parameter, lr) in self.parameters.items():
                 if parameter.grad is not None:
                     lazy_adam_(
@@ -217,6 +223,7 @@ class FieldTask(ABC):
                         lr=lr * lr_scale,
                         skip_untouched=name in self.lazy,
                     )
+            self.matrices.descend(lr_scale, self.config.precision)
         return finite
 
 

@@ -73,6 +73,9 @@ class MlpFieldConfig(EncodedFieldConfig):
     """Of a stored weight or cell; with 8 the network is trained as it will be stored."""
     lr: float = 1e-3
     """Adam's learning rate, twice NeRF's: runs are shorter."""
+    matrix_lr: float | None = 5e-3
+    """Muon's learning rate of the weights of the density network's hidden layers; None: Adam moves them too, with
+    `lr`."""
     grid_lr: float = 1e-2
     """Of the planes: ten times that of the weights (Lee et al. 2024)."""
 
@@ -119,6 +122,7 @@ class MlpField(EncodedField):
 
     config: MlpFieldConfig
     color: MLP | ViewNetwork
+    costly = True
 
     def __init__(self, config: MlpFieldConfig | None = None, *, seed: int = 0) -> None:
         config = config or MlpFieldConfig()
@@ -175,15 +179,17 @@ class MlpField(EncodedField):
         return self.color(torch.cat([features, basis], dim=-1), directions)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
+        groups, c = super().parameter_groups(), self.config
         grids = [p for name, p in self.named_parameters() if name.endswith(".grids")]
-        if not grids:
-            return super().parameter_groups()
-        learned_so = {id(p) for p in grids}
-        groups = [
-            {**group, "params": [p for p in group["params"] if id(p) not in learned_so]}
-            for group in super().parameter_groups()
-        ]
-        return [*groups, {"name": "grids", "params": grids, "lr": self.config.grid_lr}]
+        if grids:
+            learned_so = {id(p) for p in grids}
+            for group in groups:
+                group["params"] = [p for p in group["params"] if id(p) not in learned_so]
+            groups.append({"name": "grids", "params": grids, "lr": c.grid_lr})
+        if c.matrix_lr is not None:
+            assert isinstance(self.density, MLP | CoordinateNetwork)
+            groups.append({"name": "matrices", "params": [], "lr": c.matrix_lr, "matrices": self.density.matrices()})
+        return groups
 
 
 # Weights before ReLUs begin as He et al. (2015, equation 10) draw them, uniform in +-sqrt(6 / inputs): from smaller

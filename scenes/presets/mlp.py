@@ -12,8 +12,8 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "nerf": {},
     "mip": {"integrated": True},
     "hourglass": {"density_narrow": 64, "density_skip": None},
-    "siren": {"encoding": "none", "activation": "sine", "density_skip": None, "lr": 1e-4},
-    "finer": {"encoding": "none", "activation": "finer", "density_skip": None, "lr": 1e-4},
+    "siren": {"encoding": "none", "activation": "sine", "density_skip": None, "lr": 1e-4, "matrix_lr": None},
+    "finer": {"encoding": "none", "activation": "finer", "density_skip": None, "lr": 1e-4, "matrix_lr": None},
     "wire": {
         "encoding": "none",
         "activation": "wire",
@@ -22,8 +22,9 @@ NETWORKS: dict[str, dict[str, Any]] = {
         "first_omega": 10.0,
         "hidden_omega": 10.0,
         "scale": 10.0,
+        "matrix_lr": None,
     },
-    "gauss": {"encoding": "none", "activation": "gauss", "density_skip": None},
+    "gauss": {"encoding": "none", "activation": "gauss", "density_skip": None, "matrix_lr": None},
     "fourier": {"encoding": "fourier", "density_skip": None},
 }
 """Kind of network -> what differs from NeRF's. FreSh's learning rate for sines (Kania et al. 2025)."""

@@ -11,7 +11,14 @@ from polyfield.scenes.presets import PRESETS, Preset, Surroundings
 
 _HASH = {"grid": HashGridSpec(levels=4, channels=2, base_resolution=8, finest_resolution=32, log2_table_size=12)}
 _BOX = {"first_voxels": 16**3, "final_voxels": 24**3}
-_NETWORK = {"density_width": 64, "density_layers": 3, "density_skip": None, "octaves": 4, "lr": 5e-3}
+_NETWORK = {
+    "density_width": 64,
+    "density_layers": 3,
+    "density_skip": None,
+    "octaves": 4,
+    "lr": 5e-3,
+    "matrix_lr": 2.5e-2,
+}
 _FIELDS: dict[str, dict[str, Any]] = {
     "hash": _HASH,
     "rbf": {**_HASH, "density_width": 16},

@@ -112,8 +112,7 @@ def test_the_teacher_stays_as_it_is():
     ids=lambda v: "-".join(v) if isinstance(v, dict) else None,
 )
 def test_an_interrupted_conversion_resumes_to_the_same_bits(tmp_path, monkeypatch, at, changes):
-    """Over the first look at the student's grid, new pools and growth; while it learns at points, then along rays."""
-    monkeypatch.setattr("polyfield.fields.convert.task.FIRST_LOOK", 8)
+    """Over new pools and growth; while it learns at points, then along rays."""
     for module in ("teacher", "points"):
         monkeypatch.setattr(f"polyfield.fields.convert.{module}.POOL_STEPS", 8)
     steps = {"steps": 36, **changes}
@@ -145,7 +144,7 @@ def test_a_checkpoint_of_another_conversion_is_refused(tmp_path):
 
 
 def test_steps_are_small_unless_asked_otherwise():
-    sizes = {None: 1 << 14, 2048: 2048, 1 << 15: 1 << 15}
+    sizes = {None: 1 << 15, 2048: 2048, 1 << 16: 1 << 16}
     for asked, expected in sizes.items():
         options = ConvertOptions(to="planes", max_steps=1, precision="fp32", device="cpu", samples=asked)
         assert convert_model(ball_model(), options).settings["preset"]["task"]["samples"] == expected
