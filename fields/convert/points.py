@@ -104,15 +104,16 @@ class TeacherPoints:
             answers = (values[again] for values in teacher.at(x[rows], directions[rows]))
             at_seen, at_passed, raw_passed = x[seen], x[passed], raw[passed]
         else:
-            at_seen, at_passed = self._moved(x[seen], generator), self._moved(x[passed], generator)
+            at_seen, at_passed = (self._moved(x[rows], distances[rows], generator) for rows in (seen, passed))
             answers, raw_passed = teacher.at(at_seen, directions[seen]), teacher.density_at(at_passed)
         raw_seen, features, rgb = answers
         self._seen = (at_seen, distances[seen], raw_seen, directions[seen], features, rgb)
         self._passed = (at_passed, distances[passed], raw_passed)
 
-    def _moved(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        reach = SHIFT * self.source.teacher.model.march.step_size
-        return x + ((2 * torch.rand(len(x), 3, generator=generator) - 1) * reach).to(x)
+    def _moved(self, x: Tensor, distances: Tensor, generator: torch.Generator) -> Tensor:
+        march = self.source.teacher.model.march
+        reach = SHIFT * (distances * march.cone_angle).clamp(min=march.step_size)
+        return x + reach[:, None] * (2 * torch.rand(len(x), 3, generator=generator) - 1).to(x)
 
 
 def _draw(weights: Tensor, count: int, generator: torch.Generator) -> Tensor:

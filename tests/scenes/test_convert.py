@@ -143,6 +143,12 @@ def test_a_checkpoint_of_another_conversion_is_refused(tmp_path):
         run("hash", 4, run=tmp_path / "none", resume=True)
 
 
+def test_a_student_is_marched_as_its_teacher_is():
+    teacher = ball_model()
+    teacher.march = replace(teacher.march, step_size=0.05)
+    assert run("mlp", 1, teacher).model.march == teacher.march
+
+
 def test_steps_are_small_unless_asked_otherwise():
     sizes = {None: 1 << 15, 2048: 2048, 1 << 16: 1 << 16}
     for asked, expected in sizes.items():

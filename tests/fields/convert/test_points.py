@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -79,6 +80,42 @@ def test_points_lie_on_what_is_seen_and_on_the_way_to_it():
     assert float((passed > RADIUS).float().mean()) > 2 * float((seen > RADIUS).float().mean())  # on the way there
     towards = (points.positions[:800] * points.directions).sum(1)
     assert float(towards.max()) < 0.2  # only sides that face the viewer
+
+
+@pytest.mark.parametrize("cone_angle", [0.0, 0.05])
+def test_points_of_a_quick_teacher_come_once_and_lie_within_a_step_of_its_samples(cone_angle, monkeypatch):
+    points = points_of(samples=300)
+    model = points.source.teacher.model
+    model.march = replace(model.march, cone_angle=cone_angle)
+    monkeypatch.setattr("polyfield.fields.convert.points.SHIFT", 0.0)
+    still = points.batch(1)
+    monkeypatch.setattr("polyfield.fields.convert.points.SHIFT", 1.0)
+    points._fill(0)
+    moved = points.batch(1)
+    assert len(moved.positions.unique(dim=0)) == 300 > len(still.positions.unique(dim=0))
+    reach = (still.distances * cone_angle).clamp(min=MARCH.step_size)
+    apart = (moved.positions - still.positions).abs().amax(1) / reach
+    assert 0.95 < float(apart.max()) <= 1 + 1e-5
+    assert torch.equal(moved.distances, still.distances)
+    if cone_angle:
+        assert float(reach.max()) > 1.5 * MARCH.step_size
+
+
+def test_of_a_costly_teacher_each_sample_is_asked_once(monkeypatch):
+    points = points_of(samples=300)
+    teacher = points.source.teacher
+    teacher.field.costly = True
+    monkeypatch.setattr("polyfield.fields.convert.points.POOL_STEPS", 16)
+    points = TeacherPoints(points.source, samples=300)
+    asked, at = [], teacher.at
+    monkeypatch.setattr(teacher, "at", lambda x, d: asked.append(torch.cat([x, d], 1)) or at(x, d))
+    batches = [points.batch(step) for step in range(16)]
+    assert len(asked) == 1
+    assert len(asked[0].unique(dim=0)) == len(asked[0]) < 16 * 240
+    for batch in batches:
+        answers = at(batch.positions[:240], batch.directions)
+        torch.testing.assert_close(batch.rgb, answers.rgb)
+        torch.testing.assert_close(batch.density_raw[:240], answers.density_raw)
 
 
 def test_points_say_what_the_teacher_says():
@@ -189,6 +226,24 @@ def terms(counts: dict) -> str:
     if "pixels" not in counts:
         return "points"
     return "rays" if "density" in counts else "photos"
+
+
+def test_a_step_takes_points_from_rays_all_over_the_pool():
+    points = points_of()
+    batches = [points.batch(step) for step in range(points.steps)]
+    rays = len(torch.cat([batch.directions for batch in batches]).unique(dim=0))
+    assert all(len(batch.directions.unique(dim=0)) > 0.5 * rays for batch in batches)
+
+
+def test_draws_are_rounded_up_or_down_at_random():
+    drawn = [_draw(torch.tensor([1.0, 0.25]), 1, torch.Generator().manual_seed(k)).item() for k in range(400)]
+    assert sum(drawn) / 400 == pytest.approx(0.2, abs=0.06)
+
+
+def test_points_and_haze_are_as_many_as_a_step_has_samples():
+    task = task_of(0.5)
+    assert task.haze == 2048 // 8
+    assert len(task.points.batch(0).positions) + task.haze == 2048
 
 
 def test_where_nothing_is_seen_a_step_changes_nothing():

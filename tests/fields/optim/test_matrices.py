@@ -40,6 +40,7 @@ def test_matrices_of_a_flat_parameter_are_moved_and_the_rest_is_not():
     stacks.descend(0.5, "fp32")
     moved = network.parameters_flat.detach() - before
     rest = torch.ones(len(before), dtype=torch.bool)
+    assert all(bool((matrix.of(before) != 0).all()) for matrix in network.matrices())  # biases begin as zeros
     for matrix in network.matrices():
         matrix.of(rest)[:] = False
         step = 0.05 * (1 + 0.95) * matrix.of(kept)  # of Nesterov's form, the first
@@ -57,6 +58,7 @@ def test_a_task_moves_matrices_by_muon_and_the_rest_by_adam(kind):
     field = task.field
     assert isinstance(field, MlpField)
     assert isinstance(field.density, MLP | CoordinateNetwork)
+    assert len(field.density.matrices()) == 3
     before = {name: p.detach().clone() for name, p in task.field.named_parameters()}
     names = {id(p): name for name, p in task.field.named_parameters()}
     assert task.step(0, 0.1).finite
