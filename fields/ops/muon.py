@@ -40,13 +40,14 @@ def orthogonalised(x: Tensor, *, precision: Literal["fp32", "bf16"] = "fp32") ->
     """Matrices with the singular vectors of `x` (..., R, C) and singular values near 1; float32. Zero stays zero. No
     gradients. `precision` is that of the products."""
     wide = x.shape[-2] <= x.shape[-1]
-    y = (x if wide else x.mT).to(torch.bfloat16 if precision == "bf16" else x.dtype)
+    y = x if wide else x.mT
+    y = y.reshape(-1, *y.shape[-2:]).to(torch.bfloat16 if precision == "bf16" else x.dtype)
     y = y / y.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-30)
     a, b, c = _QUINTIC
     for _ in range(ITERATIONS):
         square = y @ y.mT
-        y = a * y + (b * square + c * (square @ square)) @ y
-    return (y if wide else y.mT).to(x.dtype)
+        y = torch.baddbmm(y, torch.baddbmm(square, square, square, beta=b, alpha=c), y, beta=a)
+    return (y if wide else y.mT).reshape(x.shape).to(x.dtype)
 
 
 @torch.no_grad()
