@@ -17,8 +17,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..geometry import Rays
 from ..ops.composite import composite
-from ..render.march import march_visible
+from ..render.march import PackedSamples, march_visible
 from .teacher import POOL_STEPS, TeacherRays
 
 SEEN = 0.8
@@ -27,8 +28,10 @@ FRESH_STEPS = 8
 """Steps that a pool serves; of a costly teacher `POOL_STEPS`."""
 SHIFT = 1.0
 """Most that a point is moved along each axis, in steps of the march; of a costly teacher none is."""
-MOST_RAYS = 1 << 16
-"""Of a pool, which is marched at once."""
+SAMPLES = 4
+"""Samples that a pool's rays have, in points of a step: as many rays are marched, between `LEAST_RAYS` and one a point.
+Where they pass through much, as in captures of more than an object, all others would be marched for nothing."""
+LEAST_RAYS, MOST_RAYS = 1 << 10, 1 << 16
 
 
 class Points(NamedTuple):
@@ -56,7 +59,7 @@ class TeacherPoints:
         source: along which rays they lie.
         samples: points of a step.
         """
-        self.source, self.rays = source, min(samples, MOST_RAYS)
+        self.source, self.rays = source, 0
         self.seen = int(SEEN * samples)
         self.passed = samples - self.seen
         self.steps = POOL_STEPS if source.teacher.field.costly else FRESH_STEPS
@@ -76,14 +79,10 @@ class TeacherPoints:
     def _fill(self, number: int) -> None:
         """March pool `number`, draw the points of its steps and ask the teacher there."""
         teacher = self.source.teacher
-        model, field = teacher.model, teacher.field
-        rays = self.source.rays(self.rays, -2 - number)._replace(radii=None)  # -1 is what conversions are measured by
-
-        def ask(x: Tensor, footprint: Tensor | None) -> tuple[Tensor, None]:
-            return field.geometry(x).density_raw.float(), None
-
-        given = {"activation": field.density_activation, "seed": self.source.seed, "step": number, "jitter": True}
-        marched = march_visible(rays, model.occupancy, ask, model.march, **given)
+        field = teacher.field
+        if self.rays == 0:
+            self.rays = self._fitting_rays()
+        rays, marched = self._march(self.rays, number)
         live = marched.rows.long()
         distances, raw = marched.distances[live], marched.density_raw[live]
         packed = (distances, marched.deltas[live], marched.offsets)
@@ -109,6 +108,24 @@ class TeacherPoints:
         raw_seen, features, rgb = answers
         self._seen = (at_seen, distances[seen], raw_seen, directions[seen], features, rgb)
         self._passed = (at_passed, distances[passed], raw_passed)
+
+    def _fitting_rays(self) -> int:
+        """How many rays a pool has, by what the first few meet."""
+        found = max(1, len(self._march(LEAST_RAYS, 0)[1].rows))
+        points = self.seen + self.passed
+        return max(LEAST_RAYS, min(points, MOST_RAYS, LEAST_RAYS * SAMPLES * points // found))
+
+    def _march(self, count: int, number: int) -> tuple[Rays, PackedSamples]:
+        """`count` rays of pool `number` and the teacher's march along them."""
+        model = self.source.teacher.model
+        field = model.representation
+        rays = self.source.rays(count, -2 - number)._replace(radii=None)  # -1 is what conversions are measured by
+
+        def ask(x: Tensor, footprint: Tensor | None) -> tuple[Tensor, None]:
+            return field.geometry(x).density_raw.float(), None
+
+        given = {"activation": field.density_activation, "seed": self.source.seed, "step": number, "jitter": True}
+        return rays, march_visible(rays, model.occupancy, ask, model.march, **given)
 
     def _moved(self, x: Tensor, distances: Tensor, generator: torch.Generator) -> Tensor:
         march = self.source.teacher.model.march

@@ -235,6 +235,19 @@ def test_a_step_takes_points_from_rays_all_over_the_pool():
     assert all(len(batch.directions.unique(dim=0)) > 0.5 * rays for batch in batches)
 
 
+def test_as_many_rays_are_marched_as_have_samples_enough(monkeypatch):
+    few, many, fewer = points_of(samples=200), points_of(samples=20_000), points_of(samples=20_000)
+    few.batch(0)
+    assert few.rays == 1024  # the least
+    monkeypatch.setattr("polyfield.fields.convert.points.SAMPLES", 100)
+    many.batch(0)
+    assert many.rays == 20_000  # the most
+    monkeypatch.setattr("polyfield.fields.convert.points.SAMPLES", 1)
+    fewer.batch(0)
+    assert 1024 < fewer.rays < 20_000
+    assert len(fewer._march(fewer.rays, 0)[1].rows) == pytest.approx(20_000, rel=0.15)
+
+
 def test_draws_are_rounded_up_or_down_at_random():
     drawn = [_draw(torch.tensor([1.0, 0.25]), 1, torch.Generator().manual_seed(k)).item() for k in range(400)]
     assert sum(drawn) / 400 == pytest.approx(0.2, abs=0.06)
