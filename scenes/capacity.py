@@ -188,7 +188,7 @@ class Pace:
         preset: how students are marched; their occupancy is what the teacher's will have become.
         """
         taught = teacher.model.occupancy
-        flags = torch.nn.functional.adaptive_max_pool3d(taught.flags().float(), preset.resolution).bool()
+        flags = taught.flags_at(preset.resolution)
         occupancy = OccupancyGrid(cascades=preset.cascades, resolution=preset.resolution).to(flags.device)
         occupancy.take_flags(flags)
         recorder = _Recorder(teacher)

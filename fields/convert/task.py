@@ -134,11 +134,6 @@ def _alike(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
     return a.keys() == b.keys() and all(a[k].shape == b[k].shape for k in a)
 
 
-def _resized(flags: Tensor, resolution: int) -> Tensor:
-    """Flags (K, G, G, G) of cells of another size: those that touch one that is set."""
-    return torch.nn.functional.adaptive_max_pool3d(flags.float(), resolution).bool()
-
-
 class DistillTask(FieldTask):
     """Final. See the module."""
 
@@ -179,8 +174,8 @@ class DistillTask(FieldTask):
         if taught.cascades != occupancy.cascades:
             text = f"the student needs as many occupancy cascades as its teacher, {taught.cascades}"
             raise ConfigError(f"{text}; got {occupancy.cascades}")
-        occupancy.take_flags(_resized(taught.flags(), occupancy.resolution))
-        beyond = _resized(occupancy.flags(), taught.resolution) & ~taught.flags()
+        occupancy.take_flags(taught.flags_at(occupancy.resolution))
+        beyond = occupancy.flags_at(taught.resolution) & ~taught.flags()
         self._beyond = pack_bitfield(beyond.float(), taught.grid.new_tensor(0.5))[0] if bool(beyond.any()) else None
         self.haze = int(self.weights.empty_share * config.samples) if self._beyond is not None else 0
         self.points = TeacherPoints(source, samples=config.samples - self.haze)

@@ -106,19 +106,18 @@ class FieldTask(ABC):
 
     def _take_parameters(self) -> None:
         """The field's parameters as they are now, with new moments."""
+        groups = self.field.parameter_groups()
         self.parameters = {
             f"{group['name']}.{k}" if len(group["params"]) > 1 else group["name"]: (p, float(group["lr"]))
-            for group in self.field.parameter_groups()
+            for group in groups
             for k, p in enumerate(group["params"])
         } | self.extra
-        self.lazy = {group["name"] for group in self.field.parameter_groups() if group.get("lazy", False)}
+        self.lazy = {group["name"] for group in groups if group.get("lazy", False)}
         self.moments = {
             name: (torch.zeros_like(p, requires_grad=False), torch.zeros_like(p, requires_grad=False))
             for name, (p, _) in self.parameters.items()
         }
-        self.matrices = MatrixStacks(
-            [(m, float(group["lr"])) for group in self.field.parameter_groups() for m in group.get("matrices", [])]
-        )
+        self.matrices = MatrixStacks([(m, float(group["lr"])) for group in groups for m in group.get("matrices", [])])
         for name, (parameter, _) in self.parameters.items():
             for tensor in (parameter.detach(), *self.moments[name]):
                 _cpu.advise_huge_pages(tensor)

@@ -215,6 +215,10 @@ class OccupancyGrid(nn.Module):
         shifts = torch.arange(8, device=self.bits.device)
         return ((self.bits[..., None].long() >> shifts) & 1).bool().reshape(self.grid.shape)
 
+    def flags_at(self, resolution: int) -> Tensor:
+        """(K, R, R, R) bool: of a grid of R cells along each axis, those that touch an occupied one of this."""
+        return torch.nn.functional.adaptive_max_pool3d(self.flags().float(), resolution).bool()
+
     def holds(self, x: Tensor) -> Tensor:
         """(N,) bool: whether positions (N, 3), scene frame, lie in occupied cells, each in the smallest cascade that
         contains it. Positions beyond the outermost cascade, and NaN, do not."""
