@@ -80,7 +80,7 @@ class ConvertOptions:
     seed: int = 0
     """Of initialisation, views and jitter; one seed, one result on a CPU."""
     samples: int | None = None
-    """Live samples per step; default by the kind, on a CPU at most 2^14."""
+    """Live samples per step; default by the kind, on a CPU at most 2^15."""
     bits: Literal[8, 32] = 32
     """Of a stored weight, for mlp and cam."""
     size_limit: str | None = None
@@ -89,9 +89,9 @@ class ConvertOptions:
     fps_target: float | None = None
     """Least pictures a second, from where and as large as the scene was seen, on this device. The largest field that
     is as quick is made; its measured speed is told."""
-    active: tuple[Level, ...] = ()
-    """Active learning (PVD-AL): look again where the student was wrong, by cameras, by rays, and at the points of a ray
-    that are seen most."""
+    active: tuple[Level, ...] = ("points",)
+    """Active learning (PVD-AL): look again where the student was wrong, by cameras and by rays, and most at points that
+    are seen. No names: none of these."""
     finish: float = 0.2
     """Share of the conversion that learns from the photos, at its end, where there are photos; 0: they only measure, as
     they do where the model was edited."""
@@ -347,7 +347,7 @@ class _Session:
             teacher,
             DistillWeights(),
             same_features="color" in self.inherited,
-            only_seen_most="points" in options.active,
+            by_what_is_seen="points" in options.active,
             rate=SHORTCUT_RATE if shortcut is not None else RATES.get(options.to, 1.0),
             photos=photos,
             finish=options.finish,

@@ -54,12 +54,14 @@ class Points(NamedTuple):
 class TeacherPoints:
     """Points with the teacher's answers, for the step and the source's seed alone."""
 
-    def __init__(self, source: TeacherRays, *, samples: int) -> None:
+    def __init__(self, source: TeacherRays, *, samples: int, by_what_is_seen: bool = True) -> None:
         """Args:
         source: along which rays they lie.
         samples: points of a step.
+        by_what_is_seen: whether `SEEN` of them are drawn so; else evenly as the others are (active learning's level
+            "points" is off).
         """
-        self.source, self.rays = source, 0
+        self.source, self.rays, self.by_what_is_seen = source, 0, by_what_is_seen
         self.seen = int(SEEN * samples)
         self.passed = samples - self.seen
         self.steps = POOL_STEPS if source.teacher.field.costly else FRESH_STEPS
@@ -88,10 +90,10 @@ class TeacherPoints:
         packed = (distances, marched.deltas[live], marched.offsets)
         black = distances.new_zeros(len(live), 3)
         weights = composite(raw, black, *packed, None, activation=field.density_activation, threshold=0.0).weights
-        generator = self.source.generator(number)
+        evenly, generator = torch.ones_like(weights), self.source.generator(number)
         drawn = [
-            _draw(weights, self.steps * self.seen, generator),
-            _draw(torch.ones_like(weights), self.steps * self.passed, generator),
+            _draw(weights if self.by_what_is_seen else evenly, self.steps * self.seen, generator),
+            _draw(evenly, self.steps * self.passed, generator),
         ]
         if len(drawn[0]) == 0:
             drawn[1] = drawn[0]

@@ -7,7 +7,7 @@ import torch
 from helpers.ball_model import ball_model
 
 from polyfield.fields.convert import ActiveRays, Teacher, TeacherRays, orbit_cameras
-from polyfield.fields.convert.active import HARD, seen_most
+from polyfield.fields.convert.active import HARD
 from polyfield.fields.convert.teacher import POOL_STEPS, POOL_VIEWS
 from polyfield.fields.errors import ConfigError
 
@@ -33,8 +33,9 @@ def learn(rays: ActiveRays, steps: range, count: int = 200) -> list[torch.Tensor
     return out
 
 
-def test_without_levels_rays_are_those_of_the_plain_source():
-    active = source()
+@pytest.mark.parametrize("levels", [(), ("points",)])
+def test_without_levels_of_rays_these_are_those_of_the_plain_source(levels):
+    active = source(*levels)
     plain = TeacherRays(active.teacher, active.cameras, rays=RAYS, seed=3)
     for step in (0, 1, POOL_STEPS, 5 * POOL_STEPS):
         a, b = active.batch(step, 50), plain.batch(step, 50)
@@ -102,14 +103,6 @@ def test_a_source_read_from_its_tensors_goes_on_alike(levels, stop):
         tensor.copy_(parts.tensors()[name])
     found += learn(again, range(stop, 3 * POOL_STEPS), count=64)
     assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
-
-
-def test_only_the_samples_seen_most_of_solid_rays_count():
-    weights = torch.tensor([0.1, 0.5, 0.2, 0.1, 0.02, 0.3, 0.1, 0.6])
-    offsets = torch.tensor([0, 4, 4, 7, 8])
-    ray_ids = torch.tensor([0, 0, 0, 0, 2, 2, 2, 3])
-    kept = seen_most(weights, torch.tensor([0.9, 0.0, 0.42, 0.6]), ray_ids, offsets)
-    assert kept.tolist() == [False, True, True, False, False, False, False, True]
 
 
 def test_unknown_levels_are_refused():

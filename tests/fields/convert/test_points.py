@@ -82,6 +82,17 @@ def test_points_lie_on_what_is_seen_and_on_the_way_to_it():
     assert float(towards.max()) < 0.2  # only sides that face the viewer
 
 
+def test_points_that_are_drawn_evenly_lie_as_often_on_the_way():
+    source = points_of().source
+    points = TeacherPoints(source, samples=1000, by_what_is_seen=False).batch(5)
+    from_middle = points.positions.norm(dim=1)
+    seen, passed = (float((part > RADIUS).float().mean()) for part in from_middle.split([800, 200]))
+    assert seen == pytest.approx(passed, rel=0.2)
+    assert seen > 0.15  # of those drawn by what is seen .05
+    answers = source.teacher.at(points.positions[:800], points.directions)
+    torch.testing.assert_close(points.rgb, answers.rgb)
+
+
 @pytest.mark.parametrize("cone_angle", [0.0, 0.05])
 def test_points_of_a_quick_teacher_come_once_and_lie_within_a_step_of_its_samples(cone_angle, monkeypatch):
     points = points_of(samples=300)
