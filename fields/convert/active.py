@@ -6,8 +6,8 @@
 - points: before any ray is marched, most points are drawn by how much is seen of them (`points`).
 
 What is remembered is the error of a pool's rays when a step last saw them. Levels are biased on purpose: errors that
-many rays share count less than they would. PVD-AL's own third level, of a ray's samples only the 30 % that are seen most,
-taught less than all of them did (-0.4 to -0.9 dB in four pairs).
+many rays share count less than they would. PVD-AL's own third level, of a ray's samples only the 30 % that are seen
+most, taught less than all of them did (-0.4 to -0.9 dB in four pairs).
 """
 
 from __future__ import annotations
