@@ -84,6 +84,13 @@ def test_a_colour_network_is_laid_out_like_the_teachers_and_taken_over(kind):
     assert run("grid", 1, result.model).inherited == []  # it has none
 
 
+def test_points_are_drawn_by_what_is_seen_unless_no_level_is_asked_for():
+    results = run("hash", 3), run("hash", 3, active=("points",)), run("hash", 3, active=())
+    usual, asked, none = (tensors_of(result.model) for result in results)
+    assert all(torch.equal(usual[k], asked[k]) for k in usual)
+    assert not torch.equal(usual["encoding.table"], none["encoding.table"])
+
+
 def test_a_colour_network_that_the_view_modulates_is_no_model_for_others():
     preset = PRESETS["hash"](Surroundings("object", 1))
     assert preset.with_colors_of(CamFieldConfig()) != preset
