@@ -43,10 +43,10 @@ class DistillWeights:
 
     Lego at 200x200, steps of 2^15 points, likeness to the teacher. Features say most, where they mean the same: hash to
     tensor, 450 steps, 36.1 dB with 0.02 for `features` (and 0.1, 0.5 for `density`, `color`), 36.9 with 0.3, 36.6 with
-    1. Densities are to count less than colours: with 0.1 for `features` 35.9 dB with 0.2 for `density`;
-    with 0.15 37.3 dB with 0.07 and 0.7 (as here), as much with 0.05 and 0.5 or 0.025 and 0.5. From 0.1, 0.5 and 0.02 to
-    what stands here: hash to planes 36.7 to 37.1, tensor to hash (300 steps) 35.1 to 36.2, hash to mlp (150) 24.1 to
-    25.4 dB. Ten times as much for `empty` cost 4 dB (80 steps along rays).
+    1. Densities are to count less than colours: with 0.1 for `features` 35.9 dB with 0.2 for `density`; with 0.15 37.3
+    dB with 0.07 and 0.7 (as here), as much with 0.05 and 0.5 or 0.025 and 0.5. From 0.1, 0.5 and 0.02 to what stands
+    here: hash to planes 36.7 to 37.1, tensor to hash (300 steps) 35.1 to 36.2, hash to mlp (150) 24.1 to 25.4 dB. Ten
+    times as much for `empty` cost 4 dB (80 steps along rays).
     """
 
     pixels: float = 1.0
