@@ -75,6 +75,16 @@ class RadianceField(nn.Module, ABC):
             x, normals, appearance: for fields that want them; others ignore them.
         """
 
+    @property
+    def color_inputs(self) -> int:
+        """C of `color_inputs_at`."""
+        return self.feature_count
+
+    def color_inputs_at(self, x: Tensor, geometry: Geometry) -> Tensor:
+        """(N, C) what colours at positions (N, 3) depend on besides the direction, `geometry` being the field's answer
+        there; `radiance` takes it in place of the features. They are the features unless it is kept elsewhere."""
+        return geometry.features
+
     @abstractmethod
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Groups for an optimiser: dicts with `name`, `params` and `lr`; with `lazy` true, rows without gradient stay

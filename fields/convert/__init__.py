@@ -12,8 +12,11 @@ from .edits import Recolour as Recolour
 from .edits import Sphere as Sphere
 from .edits import apply_edit as apply_edit
 from .edits import follow_edit as follow_edit
+from .head import head_for as head_for
+from .head import learn_head as learn_head
 from .shortcuts import SHORTCUT_RATE as SHORTCUT_RATE
 from .shortcuts import SHORTCUTS as SHORTCUTS
+from .task import TRANSLATED as TRANSLATED
 from .task import DistillTask as DistillTask
 from .task import DistillWeights as DistillWeights
 from .task import inherit as inherit

@@ -13,8 +13,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from ..base import Geometry
 from ..errors import ConfigError
 from ..geometry import Cameras, Rays
 from ..model import Model
@@ -38,13 +39,16 @@ class Answers(NamedTuple):
     density_raw: Tensor
     """(N,) before the teacher's activation; `NOTHING` where its occupancy grid is empty."""
     features: Tensor
-    """(N, F)."""
+    """(N, F), F being `Teacher.feature_count`."""
     rgb: Tensor
     """(N, 3)."""
 
 
 class Teacher:
     """A frozen model that answers."""
+
+    head: nn.Linear | None = None
+    """What makes a student's features of what its colours depend on (see `head`); without it, features are its own."""
 
     def __init__(self, model: Model) -> None:
         """
@@ -59,6 +63,21 @@ class Teacher:
         self.model = model
         self.field = model.representation
 
+    @property
+    def feature_count(self) -> int:
+        """F of its answers."""
+        return self.field.feature_count if self.head is None else self.head.out_features
+
+    @property
+    def color_inputs(self) -> int:
+        """C of `inputs_at`."""
+        return self.field.color_inputs
+
+    @torch.no_grad()
+    def inputs_at(self, x: Tensor) -> Tensor:
+        """(N, C) what its colours at positions (N, 3) depend on besides the direction."""
+        return torch.cat([self.field.color_inputs_at(part, self.field.geometry(part)) for part in x.split(_POINTS)])
+
     @torch.no_grad()
     def at(self, x: Tensor, directions: Tensor) -> Answers:
         """Answers at positions (N, 3), scene frame, seen along unit directions (N, 3)."""
@@ -66,9 +85,15 @@ class Teacher:
         return parts[0] if len(parts) == 1 else Answers(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
     def _at(self, x: Tensor, directions: Tensor) -> Answers:
-        geometry = self.field.geometry(x)
+        return self.colored(x, directions, self.field.geometry(x))
+
+    @torch.no_grad()
+    def colored(self, x: Tensor, directions: Tensor, geometry: Geometry) -> Answers:
+        """As `at`, where the field's density and features are known."""
         raw = torch.where(self.model.occupancy.holds(x), geometry.density_raw.float(), NOTHING)
-        return Answers(raw, geometry.features, self.field.radiance(geometry.features, directions, x=x).float())
+        inputs = self.field.color_inputs_at(x, geometry)
+        features = geometry.features if self.head is None else self.head(inputs)
+        return Answers(raw, features, self.field.radiance(inputs, directions, x=x).float())
 
     @torch.no_grad()
     def density_at(self, x: Tensor) -> Tensor:

@@ -200,9 +200,10 @@ class FieldTask(ABC):
         wanted = rays * min(2.0, max(0.5, self.config.samples / live))
         self.ray_count = min(self.config.max_rays, max(256, int(wanted) // 16 * 16))
 
-    def _descend(self, total: Tensor, step: int, lr_scale: float) -> bool:
-        """Go a step of Adam, and of Muon where the field asks for it, down the gradient of `total` and of what the
-        field itself wants. False: loss or gradients were not finite and nothing was changed."""
+    def _descend(self, total: Tensor, step: int, lr_scale: float, matrix_scale: float | None = None) -> bool:
+        """Go a step of Adam, and of Muon where the field asks for it (its rate times `matrix_scale`, or `lr_scale`
+        too), down the gradient of `total` and of what the field itself wants. False: loss or gradients were not finite
+        and nothing was changed."""
         for parameter, _ in self.parameters.values():
             parameter.grad = None
         total.backward()
@@ -222,7 +223,7 @@ class FieldTask(ABC):
                         lr=lr * lr_scale,
                         skip_untouched=name in self.lazy,
                     )
-            self.matrices.descend(lr_scale, self.config.precision)
+            self.matrices.descend(lr_scale if matrix_scale is None else matrix_scale, self.config.precision)
         return finite
 
 

@@ -189,11 +189,24 @@ class GridField(RadianceField):
         normals: Tensor | None = None,
         appearance: Tensor | None = None,
     ) -> Tensor:
-        if x is None:
-            raise ShapeError("the colours of a grid field depend on the positions: give x (N, 3)")
-        basis = self.basis(directions)
-        values = sparse_grid_sample(self.to_unit(x), self.harmonics, self.index)
+        """As the contract says; `features` may be the harmonics themselves, see `color_inputs_at`."""
+        basis, values = self.basis(directions), features
+        if features.shape[1] == 0:
+            if x is None:
+                raise ShapeError("the colours of a grid field depend on the positions: give x (N, 3)")
+            values = self._harmonics_at(x)
         return torch.sigmoid((values.unflatten(1, (3, -1)) * basis[:, None]).sum(2))
+
+    @property
+    def color_inputs(self) -> int:
+        return 3 * self.config.sh_bands**2
+
+    def color_inputs_at(self, x: Tensor, geometry: Geometry) -> Tensor:
+        return self._harmonics_at(x)
+
+    def _harmonics_at(self, x: Tensor) -> Tensor:
+        """(N, 3 sh_bands^2), colour by colour."""
+        return sparse_grid_sample(self.to_unit(x), self.harmonics, self.index)
 
     def basis(self, directions: Tensor) -> Tensor:
         """(N, sh_bands^2): what the harmonics of a colour are multiplied with, seen along unit directions (N, 3)."""

@@ -13,6 +13,7 @@ from torch import Tensor
 from polyfield.fields import FIELDS, ConfigError, Model, OccupancyGrid, RadianceField
 from polyfield.fields.convert import DistillTask, DistillWeights, Teacher, TeacherRays, inherit, orbit_cameras
 from polyfield.fields.convert.losses import density_error
+from polyfield.fields.networks import MLP
 from polyfield.fields.ops.composite import composite
 from polyfield.fields.ops.hash_encode import HashGridSpec
 from polyfield.fields.optim.field_task import RadianceTaskConfig
@@ -21,6 +22,8 @@ from polyfield.fields.radiance import (
     GridFieldConfig,
     HashField,
     HashFieldConfig,
+    MlpField,
+    MlpFieldConfig,
     PlanesFieldConfig,
     TensorField,
     TensorFieldConfig,
@@ -257,12 +260,20 @@ def test_cells_that_the_student_has_emptied_go_where_they_are_few(monkeypatch):
     assert int(after.sum()) < 0.5 * int(before.sum())
 
 
-def test_the_rate_is_a_factor_of_the_learning_rates():
+def test_the_rates_are_factors_of_the_learning_rates():
+    field = MlpFieldConfig(density_width=16, density_layers=2, density_skip=None, color_width=16)
     moved = []
-    for rate in (1.0, 0.1):
-        task = task_of(small_hash(), ball_model(), rate=rate)
-        before = task.field.color.parameters_flat.detach().clone()  # type: ignore[union-attr]
+    for rates in ((1.0, 1.0), (0.1, 0.5)):
+        task = task_of(MlpField(field), ball_model(), rates=rates)
+        student = task.field
+        assert isinstance(student, MlpField)
+        assert isinstance(student.density, MLP)
+        assert isinstance(student.color, MLP)
+        matrix = student.density.matrices()[1]
+        before = student.color.parameters_flat.detach().clone(), matrix.of(matrix.parameter.detach()).clone()
         task.step(0, 1.0)
-        moved.append(task.field.color.parameters_flat.detach() - before)  # type: ignore[union-attr]
-    assert float(moved[0].abs().max()) > 1e-3
-    torch.testing.assert_close(moved[1], 0.1 * moved[0], rtol=1e-2, atol=1e-7)
+        after = student.color.parameters_flat.detach(), matrix.of(matrix.parameter.detach())
+        moved.append([b - a for a, b in zip(before, after, strict=True)])
+    assert min(float(part.abs().max()) for part in moved[0]) > 5e-4
+    torch.testing.assert_close(moved[1][0], 0.1 * moved[0][0], rtol=1e-2, atol=1e-7)
+    torch.testing.assert_close(moved[1][1], 0.5 * moved[0][1], rtol=1e-2, atol=1e-7)

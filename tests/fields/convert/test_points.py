@@ -12,8 +12,7 @@ from helpers.ball_model import MARCH, ball_model
 from polyfield.fields import ConfigError, OccupancyGrid
 from polyfield.fields.convert import DistillTask, DistillWeights, Teacher, TeacherRays, orbit_cameras
 from polyfield.fields.convert.losses import density_error
-from polyfield.fields.convert.points import TeacherPoints, _draw
-from polyfield.fields.convert.teacher import POOL_STEPS
+from polyfield.fields.convert.points import POOLS, TeacherPoints, _draw
 from polyfield.fields.ops.hash_encode import HashGridSpec
 from polyfield.fields.optim.field_task import RadianceTaskConfig, RayBatch
 from polyfield.fields.optim.loop import LoopConfig, optimise
@@ -21,7 +20,7 @@ from polyfield.fields.radiance import HashField, HashFieldConfig, TensorField, T
 from polyfield.fields.render import render_rays
 
 GRID = HashGridSpec(levels=4, channels=2, base_resolution=8, finest_resolution=32, log2_table_size=12)
-RADIUS = 0.5
+RADIUS, STEPS = 0.5, POOLS[False, False]
 
 
 def points_of(box: torch.Tensor | None = None, *, samples: int = 1000, seed: int = 0) -> TeacherPoints:
@@ -59,14 +58,14 @@ def answered_by_a_hash_field(source: TeacherRays) -> Teacher:
 
 def test_a_batch_depends_on_step_and_seed_alone():
     one, two = points_of(), points_of()
-    for step in (0, 1, POOL_STEPS + 3):
+    for step in (0, 1, STEPS + 3):
         first = one.batch(step)
-    again = two.batch(POOL_STEPS + 3)
+    again = two.batch(STEPS + 3)
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
-    assert not torch.equal(first.positions, two.batch(POOL_STEPS + 4).positions)
+    assert not torch.equal(first.positions, two.batch(STEPS + 4).positions)
     assert not torch.equal(first.positions, two.batch(3).positions)
     assert not bool((first.directions[:, None] == two.batch(3).directions).all(2).any())  # along other rays
-    assert not torch.equal(first.positions, points_of(seed=1).batch(POOL_STEPS + 3).positions)
+    assert not torch.equal(first.positions, points_of(seed=1).batch(STEPS + 3).positions)
 
 
 def test_points_lie_on_what_is_seen_and_on_the_way_to_it():
@@ -112,21 +111,32 @@ def test_points_of_a_quick_teacher_come_once_and_lie_within_a_step_of_its_sample
         assert float(reach.max()) > 1.5 * MARCH.step_size
 
 
-def test_of_a_costly_teacher_each_sample_is_asked_once(monkeypatch):
-    points = points_of(samples=300)
-    teacher = points.source.teacher
+@pytest.mark.parametrize(("for_costly", "steps"), [(False, 16), (True, 4)])
+def test_of_a_costly_teacher_each_sample_is_asked_once(for_costly, steps, monkeypatch):
+    source = points_of().source
+    teacher = answered_by_a_hash_field(source)
     teacher.field.costly = True
-    monkeypatch.setattr("polyfield.fields.convert.points.POOL_STEPS", 16)
-    points = TeacherPoints(points.source, samples=300)
-    asked, at = [], teacher.at
-    monkeypatch.setattr(teacher, "at", lambda x, d: asked.append(torch.cat([x, d], 1)) or at(x, d))
-    batches = [points.batch(step) for step in range(16)]
-    assert len(asked) == 1
-    assert len(asked[0].unique(dim=0)) == len(asked[0]) < 16 * 240
+    points = TeacherPoints(source, samples=300, for_costly=for_costly)
+    assert points.steps == steps
+    points.rays, asked, colored = 32, [], []
+    geometry, radiance = teacher.field.geometry, teacher.field.radiance
+    monkeypatch.setattr(teacher.field, "geometry", lambda x, **given: asked.append(x) or geometry(x, **given))
+
+    def color(features, *given, **more):
+        colored.append(len(features))
+        return radiance(features, *given, **more)
+
+    monkeypatch.setattr(teacher.field, "radiance", color)
+    batches = [points.batch(step) for step in range(steps)]
+    assert len(torch.cat(asked).unique(dim=0)) == len(torch.cat(asked))
+    drawn = torch.cat([torch.cat([batch.positions[:240], batch.directions], 1) for batch in batches])
+    assert sum(colored) == len(drawn.unique(dim=0)) < len(drawn)
     for batch in batches:
-        answers = at(batch.positions[:240], batch.directions)
+        answers = teacher.at(batch.positions[:240], batch.directions)
         torch.testing.assert_close(batch.rgb, answers.rgb)
+        torch.testing.assert_close(batch.features, answers.features)
         torch.testing.assert_close(batch.density_raw[:240], answers.density_raw)
+        torch.testing.assert_close(batch.density_raw[240:], teacher.density_at(batch.positions[240:]))
 
 
 def test_points_say_what_the_teacher_says():
