@@ -13,6 +13,7 @@ from torch import Tensor
 from polyfield.fields import FIELDS, ConfigError, Model, OccupancyGrid, RadianceField
 from polyfield.fields.convert import DistillTask, DistillWeights, Teacher, TeacherRays, inherit, orbit_cameras
 from polyfield.fields.convert.losses import density_error
+from polyfield.fields.convert.points import POOLS
 from polyfield.fields.networks import MLP
 from polyfield.fields.ops.composite import composite
 from polyfield.fields.ops.hash_encode import HashGridSpec
@@ -266,6 +267,7 @@ def test_the_rates_are_factors_of_the_learning_rates():
     for rates in ((1.0, 1.0), (0.1, 0.5)):
         task = task_of(MlpField(field), ball_model(), rates=rates)
         student = task.field
+        assert task.points.steps == POOLS[False, True]  # of a costly student
         assert isinstance(student, MlpField)
         assert isinstance(student.density, MLP)
         assert isinstance(student.color, MLP)

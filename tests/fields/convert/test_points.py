@@ -52,6 +52,8 @@ def task_of(until: float, box: torch.Tensor | None = None, finish: float = 0.0) 
 def answered_by_a_hash_field(source: TeacherRays) -> Teacher:
     """The ball's grid of occupied cells, with a field that has features and looks another way from everywhere."""
     field = HashField(HashFieldConfig(grid=GRID, density_width=16, color_width=16), seed=1)
+    with torch.no_grad():
+        field.encoding.table.normal_(generator=torch.Generator().manual_seed(2))
     source.teacher.field = source.teacher.model.representation = field
     return source.teacher
 
@@ -118,7 +120,7 @@ def test_of_a_costly_teacher_each_sample_is_asked_once(for_costly, steps, monkey
     teacher.field.costly = True
     points = TeacherPoints(source, samples=300, for_costly=for_costly)
     assert points.steps == steps
-    points.rays, asked, colored = 32, [], []
+    points.rays, asked, colored = 256, [], []
     geometry, radiance = teacher.field.geometry, teacher.field.radiance
     monkeypatch.setattr(teacher.field, "geometry", lambda x, **given: asked.append(x) or geometry(x, **given))
 
