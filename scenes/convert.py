@@ -21,10 +21,8 @@ from ..fields.base import RadianceField
 from ..fields.convert import (
     SHORTCUT_RATE,
     SHORTCUTS,
-    TRANSLATED,
     ActiveRays,
     DistillTask,
-    DistillWeights,
     Level,
     Teacher,
     check_levels,
@@ -59,11 +57,6 @@ RATES = {"mlp": (3.0, 3.0), "cam": (2.0, 6.0)}
 likeness to the teacher: hash to mlp, 60 seconds, 31.0 dB with 3 (475 steps), 30.8 with 2 (408 steps); hash to cam, 800
 steps, 29.7 dB with 2 and 2, 30.4 with 4 and 4, 30.7 with 2 and 6, 30.8 with 2 and 12; mlp to cam, 100 seconds of one
 thread, 26.8 dB with 2 and 2, 29.3 with 2 and 6."""
-POINTS_UNTIL = {"mlp": 0.92, "cam": 0.92}
-"""Kind -> `DistillWeights.points_until`, where it is not the usual one: a step has few samples of a costly field, and
-so few rays that they harm when there are many steps of them. Lego at 200x200, likeness to the hash teacher after 100
-seconds of one thread: mlp 30.2 dB with 0.8, 31.6 with 0.92, 31.2 with 0.97, 31.0 with 0.99; cam 29.8 with 0.8, 30.8
-with 0.92, 31.1 with 0.95, 30.1 with 0.97."""
 MEASURE_SHARES = (0.35, 0.6, 0.85, 0.92)
 """When the number of steps is planned; one plan more than training's, since rays and photos come late and take longer
 than points."""
@@ -351,7 +344,6 @@ class _Session:
         if head is not None and stored is None:
             learn_head(head, self.field, self.rays, options.seed)
         teacher.head = head
-        weights = DistillWeights() if head is None else TRANSLATED
         self.prepared = clock.seconds
         self.occupancy = OccupancyGrid(cascades=preset.cascades, resolution=preset.resolution).to(device)
         self.task = DistillTask(
@@ -361,7 +353,6 @@ class _Session:
             self.rays,
             preset.task,
             teacher,
-            dataclasses.replace(weights, points_until=POINTS_UNTIL.get(options.to, weights.points_until)),
             same_features=head is not None or same_colors,
             by_what_is_seen="points" in options.active,
             rates=(SHORTCUT_RATE, 1.0) if shortcut is not None else RATES.get(options.to, (1.0, 1.0)),

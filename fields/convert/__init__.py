@@ -16,7 +16,6 @@ from .head import head_for as head_for
 from .head import learn_head as learn_head
 from .shortcuts import SHORTCUT_RATE as SHORTCUT_RATE
 from .shortcuts import SHORTCUTS as SHORTCUTS
-from .task import TRANSLATED as TRANSLATED
 from .task import DistillTask as DistillTask
 from .task import DistillWeights as DistillWeights
 from .task import inherit as inherit

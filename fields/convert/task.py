@@ -12,7 +12,7 @@ its own grid is the coarser one, its density is pushed down at points that only 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -27,7 +27,7 @@ from ..optim.field_task import FieldTask, RadianceTaskConfig, RayBatch, RaySourc
 from ..optim.loop import StepResult
 from ..render.march import MarchConfig, PackedSamples
 from ..render.occupancy import OccupancyGrid
-from .losses import density_error, weighted_huber
+from .losses import density_error, feature_error, weighted_huber
 from .points import Points, TeacherPoints
 from .teacher import Teacher, TeacherRays
 
@@ -88,6 +88,15 @@ TRANSLATED = DistillWeights(density=0.03, features=0.4)
 """Where a head was learned, whose features are half as large. Lego at 200x200, grid to tensor, likeness to the teacher
 after 400 steps: 0.9 dB more than with the usual weights, of which 0.5 by that of the features. Where features are the
 teacher's own, these are worse: hash to tensor 36.2 for 36.8, hash to planes 35.0 for 36.5 dB."""
+COSTLY_UNTIL = 0.92
+"""`DistillWeights.points_until` where either field is costly: rays ask such a teacher anew, and of such a student a
+step has few samples, so few rays that they harm when there are many steps of them. Lego at 200x200, likeness to the
+teacher: hash to mlp, 100 seconds of one thread, 30.2 dB with 0.8, 31.6 with 0.92, 31.2 with 0.97, 31.0 with 0.99; hash
+to cam 29.8 with 0.8, 30.8 with 0.92, 31.1 with 0.95, 30.1 with 0.97; mlp to hash, 90 seconds, 37.4 and 37.6 with 0.92.
+"""
+COSTLY_FEATURES = 0.5
+"""Factor of `DistillWeights.features` where the student is costly: 400 steps of hash to cam 28.3 and 28.8 dB, of mlp to
+cam 26.1 and 27.8 with 1 and 0.5; to an mlp it makes no difference (250 steps of hash to mlp, 29.6 and 29.4 to 30)."""
 
 
 class Losses(NamedTuple):
@@ -113,6 +122,16 @@ class _Seen(NamedTuple):
     geometry: Geometry
     rgb: Tensor
     out: Composited
+
+
+def weights_for(student: RadianceField, teacher: Teacher) -> DistillWeights:
+    """What counts how much, by how the two speak and what they cost."""
+    weights = DistillWeights() if teacher.head is None else TRANSLATED
+    if student.costly:
+        weights = replace(weights, features=COSTLY_FEATURES * weights.features)
+    if student.costly or teacher.field.costly:
+        weights = replace(weights, points_until=COSTLY_UNTIL)
+    return weights
 
 
 def inherit(student: RadianceField, teacher: RadianceField) -> list[str]:
@@ -165,6 +184,7 @@ class DistillTask(FieldTask):
         """Args:
         field, occupancy: the student; the grid takes the teacher's cells. As many cascades as the teacher's.
         config: of the student's training; its loss, distortion and exposure have no part.
+        weights: by default those of `weights_for`.
         same_features: whether features of both mean the same: their colour network is one (see `inherit`), or the
             teacher has learned to speak the student's (see `head`).
         by_what_is_seen: how points are drawn, see `TeacherPoints`.
@@ -173,7 +193,7 @@ class DistillTask(FieldTask):
             of it in [0, 1]; the teacher then has no say.
         """
         super().__init__(field, occupancy, march, source, config, extra={}, seed=seed)
-        self.rays, self.teacher, self.weights = source, teacher, weights or DistillWeights()
+        self.rays, self.teacher, self.weights = source, teacher, weights or weights_for(field, teacher)
         self.rates = rates
         finish = 0.0 if photos is None else finish
         self.photos, self.photos_from = photos, 1 - finish if finish > 0 else math.inf
@@ -266,7 +286,7 @@ class DistillTask(FieldTask):
         error = out.rgb - batch.targets
         features = None
         if self.same_features:
-            features = weighted_huber(geometry.features - answers.features, taught, _LOG_DELTA)
+            features = weighted_huber(feature_error(geometry.features, answers.features), taught, _LOG_DELTA)
         terms = Losses(
             huber_loss(error),
             weighted_huber(apart, either, _LOG_DELTA),
@@ -304,7 +324,8 @@ class DistillTask(FieldTask):
         even = torch.ones_like(error)
         features = None
         if self.same_features:
-            features = weighted_huber(geometry.features[seen] - points.features, even[seen], _LOG_DELTA)
+            apart = feature_error(geometry.features[seen], points.features)
+            features = weighted_huber(apart, even[seen], _LOG_DELTA)
         return Losses(
             None,
             weighted_huber(error, even, _LOG_DELTA),

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from polyfield.fields.convert.losses import EMPTY, OPAQUE, density_error, weighted_huber
+from polyfield.fields.convert.losses import EMPTY, OPAQUE, SPREAD, density_error, feature_error, weighted_huber
 from polyfield.fields.ops.activations import DENSITY_ACTIVATIONS, density_from_raw, log_density
 
 
@@ -70,3 +70,22 @@ def test_log_density_is_the_logarithm_with_gradients_everywhere(activation):
     log.sum().backward()
     assert raw.grad is not None
     assert bool((raw.grad > 0.01).all())
+
+
+@pytest.mark.parametrize("spread", [0.5, 1.9, 5.0])
+def test_features_that_spread_wide_err_in_units_of_their_spread_and_others_as_they_are(spread):
+    g = torch.Generator().manual_seed(0)
+    offsets = torch.tensor([30.0, -70.0, 0.0])  # where features lie says nothing of how far they spread
+    teacher = torch.randn(4000, 3, generator=g) * spread + offsets
+    student = teacher + 3.0
+    expected = 3.0 if spread < SPREAD else 3.0 * SPREAD / spread
+    torch.testing.assert_close(feature_error(student, teacher), torch.full((4000, 3), expected), rtol=0.03, atol=1e-4)
+
+
+def test_the_features_of_one_sample_err_as_they_are():
+    student = torch.zeros(1, 4, requires_grad=True)
+    error = feature_error(student, torch.full((1, 4), -7.0))
+    assert error.tolist() == [[7.0] * 4]
+    error.sum().backward()
+    assert student.grad is not None
+    assert student.grad.tolist() == [[1.0] * 4]

@@ -11,9 +11,17 @@ from helpers.ball_model import MARCH, ball_field, ball_model
 from torch import Tensor
 
 from polyfield.fields import FIELDS, ConfigError, Model, OccupancyGrid, RadianceField
-from polyfield.fields.convert import DistillTask, DistillWeights, Teacher, TeacherRays, inherit, orbit_cameras
+from polyfield.fields.convert import (
+    DistillTask,
+    DistillWeights,
+    Teacher,
+    TeacherRays,
+    inherit,
+    orbit_cameras,
+)
 from polyfield.fields.convert.losses import density_error
 from polyfield.fields.convert.points import POOLS
+from polyfield.fields.convert.task import TRANSLATED, weights_for
 from polyfield.fields.networks import MLP
 from polyfield.fields.ops.composite import composite
 from polyfield.fields.ops.hash_encode import HashGridSpec
@@ -187,6 +195,20 @@ def test_the_weight_of_points_falls_and_stays():
         DistillWeights(density=-1)
 
 
+def test_what_counts_how_much_is_said_by_what_the_fields_cost_and_how_they_speak():
+    cheap, costly = ball_model(), ball_model()
+    costly.representation = MlpField(MlpFieldConfig())
+    usual, early, student = DistillWeights(), DistillWeights(points_until=0.92), small_hash()
+    assert weights_for(student, Teacher(cheap)) == usual
+    assert weights_for(student, Teacher(costly)) == early
+    half = replace(early, features=0.5 * usual.features)
+    assert [weights_for(costly.representation, Teacher(model)) for model in (cheap, costly)] == [half, half]
+    speaking = Teacher(cheap)
+    speaking.head = torch.nn.Linear(3, 3)
+    assert weights_for(student, speaking) == TRANSLATED != usual
+    assert task_of(student, costly, weights=None).weights == early
+
+
 def test_networks_of_one_layout_are_inherited_and_tables_are_not():
     teacher, student = small_hash(), TensorField(TensorFieldConfig(density_width=16, color_width=16))
     assert inherit(student, teacher) == ["color"]
@@ -211,11 +233,12 @@ def test_one_field_with_itself_shares_everything(kind):
     assert all(torch.equal(mine[k], theirs[k]) for k in theirs)
 
 
-def test_features_are_compared_where_they_mean_the_same():
+@pytest.mark.parametrize("wide", [False, True])
+def test_features_are_compared_where_they_mean_the_same(wide):
     teacher = ball_model()
     teacher.representation = trained = small_hash()
     with torch.no_grad():
-        trained.encoding.table.normal_(generator=torch.Generator().manual_seed(0))
+        trained.encoding.table.normal_(generator=torch.Generator().manual_seed(0)).mul_(30 if wide else 1)
     for same in (False, True):
         task = task_of(small_hash(), teacher, samples=1024, same_features=same)
         batch = task.source.batch(0, 30)
@@ -227,7 +250,10 @@ def test_features_are_compared_where_they_mean_the_same():
     answers = task.teacher.at(x, batch.rays.directions[ids])
     packed = (samples.distances[rows], samples.deltas[rows], samples.offsets, None)
     taught = composite(answers.density_raw, answers.rgb, *packed, threshold=0.0).weights
-    apart = huber(task.field.geometry(x).features - answers.features, 1.0).mean(1)
+    spread = (answers.features - answers.features.mean(0)).square().mean().sqrt()
+    assert (spread > 2) == wide
+    scale = 2 / spread if wide else 1
+    apart = huber(scale * (task.field.geometry(x).features.detach() - answers.features), 1.0).mean(1)
     assert losses.features is not None
     assert float(losses.features) == pytest.approx(float((taught * apart).sum() / taught.sum()), rel=1e-4)
 

@@ -49,11 +49,11 @@ def task_of(until: float, box: torch.Tensor | None = None, finish: float = 0.0) 
     return DistillTask(*given, DistillWeights(points_until=until), photos=photos, finish=finish)
 
 
-def answered_by_a_hash_field(source: TeacherRays) -> Teacher:
+def answered_by_a_hash_field(source: TeacherRays, scale: float = 1.0) -> Teacher:
     """The ball's grid of occupied cells, with a field that has features and looks another way from everywhere."""
     field = HashField(HashFieldConfig(grid=GRID, density_width=16, color_width=16), seed=1)
     with torch.no_grad():
-        field.encoding.table.normal_(generator=torch.Generator().manual_seed(2))
+        field.encoding.table.normal_(generator=torch.Generator().manual_seed(2)).mul_(scale)
     source.teacher.field = source.teacher.model.representation = field
     return source.teacher
 
@@ -175,16 +175,20 @@ def test_losses_at_points_are_the_means_by_hand():
     assert losses.empty is not None
 
 
-def test_features_are_learned_where_the_colour_network_is_one():
+@pytest.mark.parametrize("wide", [False, True])
+def test_features_are_learned_where_the_colour_network_is_one(wide):
     source = points_of().source
-    answered_by_a_hash_field(source)
+    answered_by_a_hash_field(source, 30 if wide else 1)
     student = TensorField(TensorFieldConfig(first_voxels=8**3, final_voxels=8**3, density_width=16, color_width=16))
     config = RadianceTaskConfig(samples=1024, first_rays=256)
     given = (student, OccupancyGrid(cascades=1, resolution=16), MARCH, source, config, source.teacher)
     points = DistillTask(*given, same_features=True).points.batch(0)
     with torch.no_grad():
         losses = DistillTask(*given, same_features=True).point_losses(points, 0)
-        apart = (student.geometry(points.positions[: len(points.rgb)]).features - points.features).abs()
+        spread = (points.features - points.features.mean(0)).square().mean().sqrt()
+        assert (spread > 2) == wide
+        scale = 2 / spread if wide else 1
+        apart = scale * (student.geometry(points.positions[: len(points.rgb)]).features - points.features).abs()
     huber = torch.where(apart < 1, 0.5 * apart**2, apart - 0.5).mean()
     assert losses.features is not None
     assert float(losses.features) == pytest.approx(float(huber), rel=1e-4)
