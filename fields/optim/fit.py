@@ -16,6 +16,7 @@ from ..geometry import chamfer_distance, sample_surface, zero_surface
 from ..implicit.model import ImplicitModel
 from ..implicit.signal import GridSignal, grid_points
 from ..implicit.surface import MeshSignal
+from ..networks import CoordinateNetwork
 from ..ops.adam import lazy_adam_
 from ..ops.mesh_bvh import winding_numbers
 from .loop import StepResult
@@ -30,6 +31,11 @@ CHAMFER_CELLS = 256
 RELATIVE_FLOOR = 0.001
 """Added to the distance that an error is relative to, a thousandth of the cube: instant-ngp's mean absolute percentage
 error has 0.01, which leaves the zero crossing less exact."""
+
+
+BLOCK_ROWS = 2048
+"""Points of a batch that go through a coordinate network at once on a CPU: so few leave what its layers say in the
+cache. Forward and backward of 65536 points take half of the time so (4 layers of 256; SIREN 1.6 -> .7 s)."""
 
 
 class FitTask:
@@ -57,19 +63,24 @@ class FitTask:
         self.parameters = dict(network.named_parameters())
         self.lr = {name: lr[max((p for p in lr if name.startswith(p)), key=len)] for name in self.parameters}
         self.moments = {n: (torch.zeros_like(p), torch.zeros_like(p)) for n, p in self.parameters.items()}
+        blocked = isinstance(network, CoordinateNetwork) and signal.device.type == "cpu"
+        self.rows = min(batch, BLOCK_ROWS) if blocked else batch
         whole = torch.arange(signal.cells, device=signal.device) if signal.cells <= batch else None
         self._all = None if whole is None else signal.take(whole)
 
     def step(self, step: int, lr_scale: float) -> StepResult:
         points, values = self._all or self._drawn(step)
-        error = self.network(points) - values
-        squared = error.square().mean()
-        relative = isinstance(self.signal, MeshSignal)
-        loss = (error.abs() / (values.abs() + RELATIVE_FLOOR)).mean() if relative else squared
         for parameter in self.parameters.values():
             parameter.grad = None
-        loss.backward()
-        value = loss.item()
+        relative = isinstance(self.signal, MeshSignal)
+        value = squared = 0.0
+        for some, wanted in zip(points.split(self.rows), values.split(self.rows), strict=True):
+            error = self.network(some) - wanted
+            square = error.square().sum() / values.numel()
+            loss = (error.abs() / (wanted.abs() + RELATIVE_FLOOR)).sum() / values.numel() if relative else square
+            loss.backward()
+            value += loss.item()
+            squared += float(square.detach())
         finite = math.isfinite(value)
         finite = finite and all(p.grad is None or bool(p.grad.sum().isfinite()) for p in self.parameters.values())
         if finite:
@@ -78,7 +89,7 @@ class FitTask:
                     m, v = self.moments[name]
                     lr = self.lr[name] * lr_scale
                     lazy_adam_(parameter.detach(), parameter.grad.contiguous(), m, v, step=step + 1, lr=lr, **self.adam)
-        return StepResult(value, finite, {"points": len(points), "psnr": decibels(float(squared.detach()))})
+        return StepResult(value, finite, {"points": len(points), "psnr": decibels(squared)})
 
     def grow(self, progress: float) -> bool:
         return False
