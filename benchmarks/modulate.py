@@ -1,8 +1,8 @@
 """How much does CAM's modulation add to a network, and how fast is its operator beside torch.compile?
 
 Forward and backward of 8192 rows of 256 channels through `modulate` with its ReLU, and of a network of NeRF's shape (8
-layers of 256, octaves, skip connection) whose layers three planes of 64x64 cells modulate: with the operator, with the
-composition of torch operators that it replaces, compiled and not, and without modulation. Gates first: results and
+layers of 256, octaves, skip connection) whose layers three planes of 64x64 cells modulate: as one operator, layer by
+layer with `modulate` and with the composition of torch operators, compiled and not, and without modulation. Gates first: results and
 gradients of the operator against float64, relative L2. Then all of one precision in turns, and beside them what the
 memory allows: a copy of as many bytes as both passes must read and write.
 
@@ -81,19 +81,24 @@ def networks(precision: Literal["fp32", "bf16"]) -> dict[str, Callable[[], objec
     without, network = (CoordinateNetwork(config, precision=precision) for config in (plain, modulated))
     compiled_without, compiled = torch.compile(without), torch.compile(network)
 
-    def run(f: Callable[[Tensor], Tensor], of: CoordinateNetwork, form: Modulate) -> Callable[[], object]:
+    def run(
+        f: Callable[[Tensor], Tensor], of: CoordinateNetwork, form: Modulate, *, layered: bool = True
+    ) -> Callable[[], object]:
+        spec = None if layered else of._fused_spec
+
         def both() -> None:
-            with mock.patch.object(coordinate, "modulate", form):
+            with mock.patch.object(coordinate, "modulate", form), mock.patch.object(of, "_fused_spec", spec):
                 y = f(x)
                 torch.autograd.grad(y, list(of.parameters()), torch.ones_like(y))
 
         return both
 
     return {
-        "network": run(network, network, modulate),
+        "network": run(network, network, modulate, layered=False),
+        "network, layer by layer": run(network, network, modulate),
         "composed network": run(network, network, modulate_reference),
         "torch.compile of the composed network": run(compiled, network, modulate_reference),
-        "network without modulation": run(without, without, modulate),
+        "network without modulation": run(without, without, modulate, layered=False),
         "torch.compile of the network without modulation": run(compiled_without, without, modulate),
     }
 

@@ -61,6 +61,9 @@ inline __attribute__((always_inline)) void write(Bfloat* p, float v) {
 }
 
 template <class T> inline T total(Vec<T> v) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(T) == 4) return _mm512_reduce_add_ps((__m512)v);
+#endif
   T sum = T(0);
   for (int lane = 0; lane < kLanes<T>; ++lane) sum += v[lane];
   return sum;

@@ -18,6 +18,10 @@ z <- z + W2 act(W1 norm(z)), where z has the full width and starts as a linear m
 
 Octaves may be those of a Gaussian in place of a point, as mip-NeRF integrates them (Barron et al. 2021).
 
+On a CPU networks of ReLUs or sines, and of modulated ReLUs, run as one operator (`ops.fused_mlp`, `ops.modulated_mlp`);
+layer by layer they run elsewhere, with other activations, and where gradients of points are wanted, which may be
+differentiated again.
+
 With `bits=8` the network computes with weights and grids as 8 bits hold them (`quantised`), and is stored so.
 
 Points lie in [0, 1]^D; inside they are scaled to [-1, 1], the shorter axes of a signal by its aspect less, so that a
@@ -37,7 +41,9 @@ from torch import Tensor, nn
 from ..encodings.frequency import octaves_left
 from ..errors import ConfigError, ShapeError
 from ..ops.factored_encode import FactoredGridSpec, Term, factored_encode
+from ..ops.fused_mlp import MAX_HIDDEN_LAYERS, WIDTHS, MlpSpec, fused_mlp
 from ..ops.modulate import EPSILON, modulate
+from ..ops.modulated_mlp import is_native, modulated_mlp
 from ..ops.muon import Matrix
 from .quantised import as_stored, store_in_8_bits
 
@@ -183,6 +189,7 @@ class CoordinateNetwork(nn.Module):
             channels, resolution = 2 * c.hidden_layers, (cells, cells, cells)
             terms = (Term(factors=(f,), channels=channels, resolution=resolution) for f in factors)
             self._grid_spec = FactoredGridSpec(terms=tuple(terms))
+        self._fused_spec = _fused_spec(c)
         self._rounded: dict[Tensor, tuple[int, Tensor]] = {}
         if c.bits == 8:
             names = [name for name, _ in self.named_parameters() if name.endswith(("weight", "grids"))]
@@ -210,16 +217,42 @@ class CoordinateNetwork(nn.Module):
             raise ShapeError(f"variance must be {tuple(x.shape)} as x is; got {tuple(variance.shape)}")
         if variance is not None and c.encoding != "octaves":
             raise ConfigError(f"only octaves can be integrated over a variance; the encoding is {c.encoding!r}")
-        relu, count = c.activation == "relu", len(x)
-        fast = self.precision == "bf16" and relu and x.dtype == torch.float32
-        if fast:
+        fast = self.precision == "bf16" and c.activation == "relu" and x.dtype == torch.float32
+        positions_learn = x.requires_grad or (variance is not None and variance.requires_grad)
+        fused = self._fused_spec is not None and is_native(x, self.head.weight)
+        fused = fused and (self.grids is not None or not positions_learn)
+        count = len(x)
+        if fast and not fused:
             x = padded_rows(x)
             variance = None if variance is None else padded_rows(variance)
         modulation = self._modulation(x)
-        by_layer = () if modulation is None else modulation.permute(2, 1, 0).contiguous().unbind()
         spread = None if variance is None else variance * (2 * self.aspect).square()
-        h = encoded = self._encode((2 * x - 1) * self.aspect, spread)
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=fast):
+        encoded = self._encode((2 * x - 1) * self.aspect, spread)
+        y = self._fused(encoded, modulation, fast) if fused else self._layered(encoded, modulation, fast).to(x.dtype)
+        y = y[:count]
+        return {"none": lambda: y, "centred": lambda: (y + 1) / 2, "sigmoid": lambda: y.sigmoid()}[c.output]()
+
+    def _fused(self, encoded: Tensor, modulation: Tensor | None, fast: bool) -> Tensor:
+        """All layers as one operator. A sine of w z is that of a layer w times as large."""
+        assert self._fused_spec is not None
+        c, parts = self.config, []
+        for index, layer in enumerate([*self.layers, self.head]):
+            assert isinstance(layer, nn.Linear)
+            weight, bias = self._stored(layer.weight), layer.bias
+            if c.activation == "sine" and layer is not self.head:
+                omega = c.first_omega if index == 0 else c.hidden_omega
+                weight, bias = omega * weight, omega * bias
+            parts += [weight.flatten(), bias]
+        precision = "bf16" if fast else "fp32"
+        if modulation is None:
+            return fused_mlp(encoded, torch.cat(parts), self._fused_spec, precision=precision)
+        return modulated_mlp(encoded, torch.cat(parts), modulation, self._fused_spec, precision=precision)
+
+    def _layered(self, encoded: Tensor, modulation: Tensor | None, fast: bool) -> Tensor:
+        """Layer by layer, differentiable any number of times where nothing modulates."""
+        c, relu, h = self.config, self.config.activation == "relu", encoded
+        by_layer = () if modulation is None else modulation.permute(2, 1, 0).contiguous().unbind()
+        with torch.autocast(encoded.device.type, torch.bfloat16, enabled=fast):
             if c.narrow is not None:
                 h = self._linear(self.outer[0], h)
             for index, layer in enumerate(self.layers):
@@ -230,8 +263,7 @@ class CoordinateNetwork(nn.Module):
                 omega = c.first_omega if index == 0 else c.hidden_omega
                 y = z if by_layer and relu else self._activate(z, omega)
                 h = y if c.narrow is None else h + self._linear(self.outer[1 + index], y)
-            y = self._linear(self.head, h).to(x.dtype)[:count]
-        return {"none": lambda: y, "centred": lambda: (y + 1) / 2, "sigmoid": lambda: y.sigmoid()}[c.output]()
+            return self._linear(self.head, h)
 
     def _linear(self, layer: nn.Module, h: Tensor) -> Tensor:
         assert isinstance(layer, nn.Linear)
@@ -287,7 +319,8 @@ class CoordinateNetwork(nn.Module):
         values = values.reshape(len(x), len(factors), 2, self.config.hidden_layers)
         within = (point >= 0) & (point <= 1)
         inside = torch.stack([within[:, ["xyz".index(axis) for axis in factor]].all(1) for factor in factors], 1)
-        values = torch.where(inside[:, :, None, None], values, values.new_tensor([[1.0], [0.0]]))
+        if x.device.type != "cpu" or not bool(inside.all()):  # (a GPU would wait for the answer)
+            values = torch.where(inside[:, :, None, None], values, values.new_tensor([[1.0], [0.0]]))
         if len(factors) == 1:
             return values[:, 0]
         a, b, c = values.unbind(1)
@@ -307,6 +340,22 @@ class CoordinateNetwork(nn.Module):
 
     def extra_repr(self) -> str:
         return repr(self.config)
+
+
+def _fused_spec(c: CoordinateNetworkConfig) -> MlpSpec | None:
+    """The network as `ops.fused_mlp` or, modulated, `ops.modulated_mlp` computes it; None: as neither does."""
+    known = c.activation == "relu" or (c.activation == "sine" and c.modulation is None)
+    if not known or c.narrow is not None or c.width not in WIDTHS or c.hidden_layers > MAX_HIDDEN_LAYERS:
+        return None
+    return MlpSpec(
+        inputs=c.features,
+        outputs=c.outputs,
+        width=c.width,
+        hidden_layers=c.hidden_layers,
+        hidden_activation=c.activation,
+        bias=True,
+        skip=c.skip,
+    )
 
 
 def padded_rows(x: Tensor) -> Tensor:

@@ -181,15 +181,15 @@ def fused_mlp_reference(
 ) -> Tensor:
     """`fused_mlp` in plain torch, differentiable any number of times, any device. With "bf16" values are rounded as in
     `fused_mlp`, the gradients that autograd makes of them are not."""
-    out, _ = _run(x[None], _layers(parameters, spec), spec, _rounding(precision == "bf16"))
-    return _activate_output(out[0], spec)
+    out, _ = _run(x[None], layers_of(parameters, spec), spec, rounding(precision == "bf16"))
+    return activate_output(out[0], spec)
 
 
 def mlp_value_and_jacobian_reference(
     x: Tensor, x_tangents: Tensor, parameters: Tensor, spec: MlpSpec
 ) -> tuple[Tensor, Tensor]:
     """`mlp_value_and_jacobian` in plain torch, differentiable, any device."""
-    out, _ = _run(_stacked(x, x_tangents), _layers(parameters, spec), spec, _rounding(False))
+    out, _ = _run(_stacked(x, x_tangents), layers_of(parameters, spec), spec, rounding(False))
     return out[0], out[1:].movedim(0, 1)
 
 
@@ -207,7 +207,7 @@ class _Kept(NamedTuple):
     after: Tensor  # (B, N, width)
 
 
-def _layers(parameters: Tensor, spec: MlpSpec) -> list[_Layer]:
+def layers_of(parameters: Tensor, spec: MlpSpec) -> list[_Layer]:
     layers, at = [], 0
     for out, size in spec.layer_shapes:
         weight = parameters[at : at + out * size].view(out, size)
@@ -217,7 +217,7 @@ def _layers(parameters: Tensor, spec: MlpSpec) -> list[_Layer]:
     return layers
 
 
-def _rounding(bf16: bool) -> Callable[[Tensor], Tensor]:
+def rounding(bf16: bool) -> Callable[[Tensor], Tensor]:
     """Rounds to bfloat16, or not; the derivative is taken as 1."""
     return (lambda t: t + (t.to(torch.bfloat16).to(t.dtype) - t).detach()) if bf16 else (lambda t: t)
 
@@ -238,7 +238,7 @@ def _value_slope_curvature(z: Tensor, activation: str) -> tuple[Tensor, Tensor, 
     return z, torch.ones_like(z), torch.zeros_like(z)
 
 
-def _activate_output(out: Tensor, spec: MlpSpec) -> Tensor:
+def activate_output(out: Tensor, spec: MlpSpec) -> Tensor:
     return {"none": lambda t: t, "sigmoid": torch.sigmoid, "exp": torch.exp}[spec.output_activation](out)
 
 
@@ -271,7 +271,7 @@ def _run_backward(
 ) -> tuple[Tensor, Tensor]:
     """Gradients (B, N, inputs) of the stacked input and (P,) of the parameters. Written out, since autograd does not
     work inside an operator's implementation."""
-    rounded, layers = _rounding(bf16), _layers(parameters, spec)
+    rounded, layers = rounding(bf16), layers_of(parameters, spec)
     grad, parts, skipped = rounded(grad), [], 0.0
     for number in reversed(range(len(layers))):
         before = kept[number - 1].after if number else rounded(x)
@@ -364,7 +364,7 @@ def _forward_keeping(x: Tensor, parameters: Tensor, numbers: list[int], bf16: bo
     y, kept = _forward_keeping_fake(x, parameters, numbers, bf16)
     if not kept.shape[1]:
         return _forward(x, parameters, numbers, bf16), kept
-    _cpu.advise_huge_pages(kept)
+    _cpu.advise_huge_pages(kept, in_use=False)
     x, parameters = x.contiguous(), parameters.contiguous()
     _cpu.call(f"pf_fused_mlp_forward_{_suffix(x, bf16)}", x, parameters, y, kept, x.shape[0], *numbers)
     return y, kept
@@ -392,8 +392,8 @@ def _backward(
     on_tensor_cores = _on_tensor_cores(bf16, grad, x, parameters)
     if not on_tensor_cores and not _cpu.usable(grad, x, parameters):
         spec = _spec_of(numbers)
-        out, run = _run(x[None], _layers(parameters, spec), spec, _rounding(bf16))
-        grad = grad * _output_slope(_activate_output(out[0], spec), spec)
+        out, run = _run(x[None], layers_of(parameters, spec), spec, rounding(bf16))
+        grad = grad * _output_slope(activate_output(out[0], spec), spec)
         x_grad, parameter_grad = _run_backward(grad[None], x[None], parameters, spec, bf16, run)
         return x_grad[0].clone() if need_x else x.new_empty(0), parameter_grad if need_parameters else x.new_empty(0)
     x, parameters, grad = x.contiguous(), parameters.contiguous(), grad.contiguous()
@@ -471,7 +471,7 @@ def _jacobian_backward(
     given = (x, tangents, parameters)
     if not _cpu.usable(value_grad, jacobian_grad, *given):
         spec, stack = _spec_of(numbers), _stacked(x, tangents)
-        _, kept = _run(stack, _layers(parameters, spec), spec, _rounding(False))
+        _, kept = _run(stack, layers_of(parameters, spec), spec, rounding(False))
         grads, parameter_grad = _run_backward(_stacked(value_grad, jacobian_grad), stack, parameters, spec, False, kept)
         results = (grads[0].clone(), grads[1:].movedim(0, 1).contiguous(), parameter_grad)
         return tuple(g if n else x.new_empty(0) for g, n in zip(results, need, strict=True))  # type: ignore[return-value]
@@ -505,9 +505,14 @@ def _or_empty(grad: Tensor | None, like: Tensor) -> Tensor:
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     ctx.save_for_backward(inputs[0], inputs[1], None if isinstance(output, Tensor) else output[1])
     ctx.numbers, ctx.bf16 = inputs[2], inputs[3]
+    ctx.set_materialize_grads(False)  # zeros for what is kept would be as large
 
 
-def _differentiate(ctx: Any, grad: Tensor, *_kept: Tensor | None) -> tuple[Tensor | None, Tensor | None, None, None]:
+def _differentiate(
+    ctx: Any, grad: Tensor | None, *_kept: Tensor | None
+) -> tuple[Tensor | None, Tensor | None, None, None]:
+    if grad is None:
+        return None, None, None, None
     need_x, need_parameters = ctx.needs_input_grad[:2]
     x, parameters, kept = ctx.saved_tensors
     grads = _fused_mlp_backward(grad, x, parameters, ctx.numbers, ctx.bf16, need_x, need_parameters, kept)

@@ -54,6 +54,43 @@ def test_layers_follow_the_formula(activation):
     torch.testing.assert_close(network(x), expected, rtol=1e-12, atol=1e-12)
 
 
+FUSED = {
+    "relu": {"activation": "relu", "encoding": "fourier", "output": "sigmoid"},
+    "octaves": {"activation": "relu", "encoding": "octaves", "skip": 1, "hidden_layers": 3, "inputs": 3},
+    "siren": {"output": "centred"},
+    "cam": {"activation": "relu", "modulation": 5, "skip": 1, "inputs": 3, "modulated_by": "xyz"},
+    "cam in 8 bits": {"activation": "relu", "modulation": 5, "bits": 8},
+}
+
+
+@pytest.mark.parametrize("settings", FUSED.values(), ids=FUSED)
+@pytest.mark.parametrize("precision", ["fp64", "fp32", "bf16"])
+def test_one_operator_says_what_the_layers_say(settings, precision):
+    c = small(**{"width": 16, **settings})
+    network = CoordinateNetwork(c, seed=1, precision="bf16" if precision == "bf16" else "fp32")
+    dtype = torch.float64 if precision == "fp64" else torch.float32
+    if network.grids is not None:
+        torch.nn.init.normal_(network.grids, std=0.3, generator=torch.Generator().manual_seed(0))
+    network.to(dtype)
+    x = 1.2 * torch.rand(100, c.inputs, dtype=dtype, generator=torch.Generator().manual_seed(1)) - 0.1
+    assert network._fused_spec is not None
+    found = []
+    for spec in (network._fused_spec, None):
+        network._fused_spec = spec
+        y = network(x)
+        found.append((y, *torch.autograd.grad(y.square().sum(), tuple(network.parameters()))))
+    limit = {"fp64": 1e-12, "fp32": 1e-4, "bf16": 0.15}[precision]  # a unit or two on the other side of its ReLU
+    for name, fused, layered in zip(["y", *dict(network.named_parameters())], *found, strict=True):
+        error = float((fused - layered).detach().norm() / layered.detach().norm())
+        assert error <= limit, f"{name}: {error}"
+
+
+def test_gradients_of_points_can_be_differentiated_again():
+    network = CoordinateNetwork(small(width=16)).double()
+    x = torch.rand(4, 2, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradgradcheck(network, (x,))
+
+
 def test_encodings_follow_the_formula():
     x = torch.rand(5, 2, dtype=torch.float64)
     p = 2 * x - 1
