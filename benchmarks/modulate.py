@@ -2,9 +2,9 @@
 
 Forward and backward of 8192 rows of 256 channels through `modulate` with its ReLU, and of a network of NeRF's shape (8
 layers of 256, octaves, skip connection) whose layers three planes of 64x64 cells modulate: as one operator, layer by
-layer with `modulate` and with the composition of torch operators, compiled and not, and without modulation. Gates first: results and
-gradients of the operator against float64, relative L2. Then all of one precision in turns, and beside them what the
-memory allows: a copy of as many bytes as both passes must read and write.
+layer with `modulate` and with the composition of torch operators, compiled and not, and without modulation. Gates
+first: results and gradients of the operator against float64, relative L2. Then all of one precision in turns, and what
+the memory allows: a copy of as many bytes as both passes must read and write.
 
 Prints one JSON object. Exits with 3 when other work runs (see `quiet.py`), with 1 when a gate is missed.
 """

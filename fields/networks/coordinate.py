@@ -218,19 +218,20 @@ class CoordinateNetwork(nn.Module):
         if variance is not None and c.encoding != "octaves":
             raise ConfigError(f"only octaves can be integrated over a variance; the encoding is {c.encoding!r}")
         fast = self.precision == "bf16" and c.activation == "relu" and x.dtype == torch.float32
-        positions_learn = x.requires_grad or (variance is not None and variance.requires_grad)
-        fused = self._fused_spec is not None and is_native(x, self.head.weight)
-        fused = fused and (self.grids is not None or not positions_learn)
-        count = len(x)
+        fused, count = self._runs_as_one(x, variance), len(x)
         if fast and not fused:
             x = padded_rows(x)
             variance = None if variance is None else padded_rows(variance)
         modulation = self._modulation(x)
         spread = None if variance is None else variance * (2 * self.aspect).square()
         encoded = self._encode((2 * x - 1) * self.aspect, spread)
-        y = self._fused(encoded, modulation, fast) if fused else self._layered(encoded, modulation, fast).to(x.dtype)
-        y = y[:count]
+        y = (self._fused if fused else self._layered)(encoded, modulation, fast)[:count].to(x.dtype)
         return {"none": lambda: y, "centred": lambda: (y + 1) / 2, "sigmoid": lambda: y.sigmoid()}[c.output]()
+
+    def _runs_as_one(self, x: Tensor, variance: Tensor | None) -> bool:
+        positions_learn = x.requires_grad or (variance is not None and variance.requires_grad)
+        once = self.grids is not None or not positions_learn  # what modulates has first derivatives only, either way
+        return once and self._fused_spec is not None and is_native(x, self.head.weight)
 
     def _fused(self, encoded: Tensor, modulation: Tensor | None, fast: bool) -> Tensor:
         """All layers as one operator. A sine of w z is that of a layer w times as large."""
