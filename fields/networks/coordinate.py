@@ -320,7 +320,7 @@ class CoordinateNetwork(nn.Module):
         values = values.reshape(len(x), len(factors), 2, self.config.hidden_layers)
         within = (point >= 0) & (point <= 1)
         inside = torch.stack([within[:, ["xyz".index(axis) for axis in factor]].all(1) for factor in factors], 1)
-        if x.device.type != "cpu" or not bool(inside.all()):  # (a GPU would wait for the answer)
+        if not is_native(x) or not bool(inside.all()):  # (a GPU would wait for the answer)
             values = torch.where(inside[:, :, None, None], values, values.new_tensor([[1.0], [0.0]]))
         if len(factors) == 1:
             return values[:, 0]
