@@ -81,6 +81,21 @@ def test_a_large_signal_is_drawn_from_and_a_small_one_is_used_whole():
     assert torch.equal(a, drawn._drawn(0)[0])
 
 
+@pytest.mark.parametrize("what", ["image", "mesh"])
+def test_a_step_in_blocks_is_the_step_of_the_whole_batch(what, monkeypatch):
+    signal = rings() if what == "image" else make_mesh_signal(make_icosphere(2), points=1000, seed=0)
+    found = []
+    for rows in (1 << 20, 100):  # the last of 100 is a shorter one
+        monkeypatch.setattr(fit, "BLOCK_ROWS", rows)
+        network = build("siren", dataclasses.replace(config_for("siren", signal), width=32), seed=1)
+        result = FitTask(network, signal, lr={"": 1e-3}, batch=signal.cells).step(0, 1.0)
+        found.append((result, [p.grad for p in network.parameters()]))
+    (whole, gradients), (blocks, others) = found
+    assert (blocks.loss, blocks.counts) == (pytest.approx(whole.loss, rel=1e-5), pytest.approx(whole.counts, rel=1e-5))
+    for a, b in zip(gradients, others, strict=True):
+        torch.testing.assert_close(b, a, rtol=1e-3, atol=1e-5)
+
+
 def test_drawn_cells_come_with_their_own_values():
     signal = rings()
     points, values = FitTask(torch.nn.Linear(2, 3), signal, lr={"": 1.0}, batch=50)._drawn(3)
