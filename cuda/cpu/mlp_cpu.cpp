@@ -248,26 +248,20 @@ void jacobian_backward(const T* x, const T* tangents, const T* parameters, const
 
 using namespace polyfield;
 
-#define SHAPE_ARGUMENTS                                                                                             \
-  i64 inputs, i64 outputs, i64 width, i64 hidden, i64 hidden_activation, i64 output_activation, i64 bias, i64 skip, \
-      i64 threads
-#define SHAPE \
-  MlpShape { inputs, outputs, width, hidden, hidden_activation, output_activation, bias, skip }
-
 // x (rows, inputs), parameters (parameter_count), y and dy (rows, outputs); dx and gradient may be null, and `kept`,
 // of so many bytes, which holds what the forward pass leaves for the backward pass.
-#define DEFINE_MLP(SUFFIX, P, T)                                                                               \
-  PF_API i64 pf_fused_mlp_kept_bytes_##SUFFIX(i64 rows, SHAPE_ARGUMENTS) {                                     \
-    (void)threads;                                                                                             \
-    return (rows + kTileRows - 1) / kTileRows * kTileRows * mlp_kept_columns(SHAPE) * i64(sizeof(P::Stored));  \
-  }                                                                                                            \
-  PF_API void pf_fused_mlp_forward_##SUFFIX(const T* x, const T* parameters, T* y, void* kept, i64 rows,       \
-                                            SHAPE_ARGUMENTS) {                                                 \
-    forward<P>(x, parameters, y, kept, rows, SHAPE, threads);                                                  \
-  }                                                                                                            \
-  PF_API void pf_fused_mlp_backward_##SUFFIX(const T* x, const T* parameters, const T* dy, T* dx, T* gradient, \
-                                             void* kept, i64 rows, SHAPE_ARGUMENTS) {                          \
-    backward<P>(x, parameters, dy, dx, gradient, kept, rows, SHAPE, threads);                                  \
+#define DEFINE_MLP(SUFFIX, P, T)                                                                                  \
+  PF_API i64 pf_fused_mlp_kept_bytes_##SUFFIX(i64 rows, MLP_SHAPE_ARGUMENTS) {                                    \
+    (void)threads;                                                                                                \
+    return (rows + kTileRows - 1) / kTileRows * kTileRows * mlp_kept_columns(MLP_SHAPE) * i64(sizeof(P::Stored)); \
+  }                                                                                                               \
+  PF_API void pf_fused_mlp_forward_##SUFFIX(const T* x, const T* parameters, T* y, void* kept, i64 rows,          \
+                                            MLP_SHAPE_ARGUMENTS) {                                                \
+    forward<P>(x, parameters, y, kept, rows, MLP_SHAPE, threads);                                                 \
+  }                                                                                                               \
+  PF_API void pf_fused_mlp_backward_##SUFFIX(const T* x, const T* parameters, const T* dy, T* dx, T* gradient,    \
+                                             void* kept, i64 rows, MLP_SHAPE_ARGUMENTS) {                         \
+    backward<P>(x, parameters, dy, dx, gradient, kept, rows, MLP_SHAPE, threads);                                 \
   }
 DEFINE_MLP(f32, F32, float)
 DEFINE_MLP(f64, F64, double)
@@ -275,15 +269,16 @@ DEFINE_MLP(bf16, BF16, float)
 
 // tangents (rows, 3, inputs), value (rows, outputs), jacobian (rows, 3, outputs); dx, dtangents, gradient may be null.
 // The output activation is not applied: callers use networks that have none.
-#define DEFINE_JACOBIAN(SUFFIX, T)                                                                                   \
-  PF_API void pf_fused_mlp_jacobian_##SUFFIX(const T* x, const T* tangents, const T* parameters, T* value,           \
-                                             T* out_jacobian, i64 rows, SHAPE_ARGUMENTS) {                           \
-    jacobian<T>(x, tangents, parameters, value, out_jacobian, rows, SHAPE, threads);                                 \
-  }                                                                                                                  \
-  PF_API void pf_fused_mlp_jacobian_backward_##SUFFIX(const T* x, const T* tangents, const T* parameters,            \
-                                                      const T* dvalue, const T* djacobian, T* dx, T* dtangents,      \
-                                                      T* gradient, i64 rows, SHAPE_ARGUMENTS) {                      \
-    jacobian_backward<T>(x, tangents, parameters, dvalue, djacobian, dx, dtangents, gradient, rows, SHAPE, threads); \
+#define DEFINE_JACOBIAN(SUFFIX, T)                                                                              \
+  PF_API void pf_fused_mlp_jacobian_##SUFFIX(const T* x, const T* tangents, const T* parameters, T* value,      \
+                                             T* out_jacobian, i64 rows, MLP_SHAPE_ARGUMENTS) {                  \
+    jacobian<T>(x, tangents, parameters, value, out_jacobian, rows, MLP_SHAPE, threads);                        \
+  }                                                                                                             \
+  PF_API void pf_fused_mlp_jacobian_backward_##SUFFIX(const T* x, const T* tangents, const T* parameters,       \
+                                                      const T* dvalue, const T* djacobian, T* dx, T* dtangents, \
+                                                      T* gradient, i64 rows, MLP_SHAPE_ARGUMENTS) {             \
+    jacobian_backward<T>(x, tangents, parameters, dvalue, djacobian, dx, dtangents, gradient, rows, MLP_SHAPE,  \
+                         threads);                                                                              \
   }
 DEFINE_JACOBIAN(f32, float)
 DEFINE_JACOBIAN(f64, double)

@@ -76,3 +76,10 @@ void for_tiles_with_gradient(i64 tiles, const MlpShape& shape, T* gradient, i64 
 }
 
 }  // namespace polyfield
+
+// How the functions of the C ABI are given a network.
+#define MLP_SHAPE_ARGUMENTS                                                                                         \
+  i64 inputs, i64 outputs, i64 width, i64 hidden, i64 hidden_activation, i64 output_activation, i64 bias, i64 skip, \
+      i64 threads
+#define MLP_SHAPE \
+  MlpShape { inputs, outputs, width, hidden, hidden_activation, output_activation, bias, skip }

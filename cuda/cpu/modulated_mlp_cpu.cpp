@@ -258,28 +258,22 @@ void modulated_backward(const typename P::Scalar* x, const typename P::Scalar* p
 
 using namespace polyfield;
 
-#define SHAPE_ARGUMENTS                                                                                             \
-  i64 inputs, i64 outputs, i64 width, i64 hidden, i64 hidden_activation, i64 output_activation, i64 bias, i64 skip, \
-      i64 threads
-#define SHAPE \
-  MlpShape { inputs, outputs, width, hidden, hidden_activation, output_activation, bias, skip }
-
 // x (rows, inputs), parameters (parameter_count), moduli (rows, 2, hidden), y and dy (rows, outputs), y after the
 // output activation; dx, d_moduli and gradient may be null, and forward's `kept`, of so many bytes, where no backward
 // follows.
 #define DEFINE_MODULATED(SUFFIX, P, T)                                                                               \
-  PF_API i64 pf_modulated_mlp_kept_bytes_##SUFFIX(i64 rows, SHAPE_ARGUMENTS) {                                       \
+  PF_API i64 pf_modulated_mlp_kept_bytes_##SUFFIX(i64 rows, MLP_SHAPE_ARGUMENTS) {                                   \
     (void)threads;                                                                                                   \
-    return (rows + kTileRows - 1) / kTileRows * KeptTile<P>::bytes(SHAPE);                                           \
+    return (rows + kTileRows - 1) / kTileRows * KeptTile<P>::bytes(MLP_SHAPE);                                       \
   }                                                                                                                  \
   PF_API void pf_modulated_mlp_forward_##SUFFIX(const T* x, const T* parameters, const T* moduli, T* y, void* kept,  \
-                                                i64 rows, SHAPE_ARGUMENTS) {                                         \
-    modulated_forward<P>(x, parameters, moduli, y, kept, rows, SHAPE, threads);                                      \
+                                                i64 rows, MLP_SHAPE_ARGUMENTS) {                                     \
+    modulated_forward<P>(x, parameters, moduli, y, kept, rows, MLP_SHAPE, threads);                                  \
   }                                                                                                                  \
   PF_API void pf_modulated_mlp_backward_##SUFFIX(const T* x, const T* parameters, const T* moduli, const T* y,       \
                                                  const T* dy, T* dx, T* d_moduli, T* gradient, void* kept, i64 rows, \
-                                                 SHAPE_ARGUMENTS) {                                                  \
-    modulated_backward<P>(x, parameters, moduli, y, dy, dx, d_moduli, gradient, kept, rows, SHAPE, threads);         \
+                                                 MLP_SHAPE_ARGUMENTS) {                                              \
+    modulated_backward<P>(x, parameters, moduli, y, dy, dx, d_moduli, gradient, kept, rows, MLP_SHAPE, threads);     \
   }
 DEFINE_MODULATED(f32, F32, float)
 DEFINE_MODULATED(f64, F64, double)
