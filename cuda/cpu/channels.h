@@ -60,6 +60,11 @@ inline __attribute__((always_inline)) void write(Bfloat* p, float v) {
   p->bits = u16(rounded_to_bfloat(bits_of_float(v)));
 }
 
+#if defined(__AVX512F__)
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // GCC 12 in its own _mm256_undefined_pd
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#endif
 template <class T> inline T total(Vec<T> v) {
 #if defined(__AVX512F__)
   if constexpr (sizeof(T) == 4) return _mm512_reduce_add_ps((__m512)v);
@@ -68,6 +73,9 @@ template <class T> inline T total(Vec<T> v) {
   for (int lane = 0; lane < kLanes<T>; ++lane) sum += v[lane];
   return sum;
 }
+#if defined(__AVX512F__)
+#pragma GCC diagnostic pop
+#endif
 template <class T> inline T total(HalfVec<T> v) {
   T sum = T(0);
   for (int lane = 0; lane < kLanes<T> / 2; ++lane) sum += v[lane];
