@@ -364,7 +364,7 @@ def _forward_keeping(x: Tensor, parameters: Tensor, numbers: list[int], bf16: bo
     y, kept = _forward_keeping_fake(x, parameters, numbers, bf16)
     if not kept.shape[1]:
         return _forward(x, parameters, numbers, bf16), kept
-    _cpu.advise_huge_pages(kept, in_use=False)
+    _cpu.advise_huge_pages(kept)
     x, parameters = x.contiguous(), parameters.contiguous()
     _cpu.call(f"pf_fused_mlp_forward_{_suffix(x, bf16)}", x, parameters, y, kept, x.shape[0], *numbers)
     return y, kept
