@@ -335,7 +335,7 @@ def _check(x: Tensor, parameters: Tensor, spec: MlpSpec) -> None:
         raise ShapeError(f"x and parameters must be on one device; got {x.device} and {parameters.device}")
 
 
-def _suffix(x: Tensor, bf16: bool) -> str:
+def native_suffix(x: Tensor, bf16: bool) -> str:
     return "bf16" if bf16 else _cpu.suffix_of(x)
 
 
@@ -351,7 +351,7 @@ def _forward(x: Tensor, parameters: Tensor, numbers: list[int], bf16: bool) -> T
         network.pack().run()
         network.forward(x, y).run()
         return y
-    _cpu.call(f"pf_fused_mlp_forward_{_suffix(x, bf16)}", x, parameters, y, None, x.shape[0], *numbers)
+    _cpu.call(f"pf_fused_mlp_forward_{native_suffix(x, bf16)}", x, parameters, y, None, x.shape[0], *numbers)
     return y
 
 
@@ -366,14 +366,14 @@ def _forward_keeping(x: Tensor, parameters: Tensor, numbers: list[int], bf16: bo
         return _forward(x, parameters, numbers, bf16), kept
     _cpu.advise_huge_pages(kept)
     x, parameters = x.contiguous(), parameters.contiguous()
-    _cpu.call(f"pf_fused_mlp_forward_{_suffix(x, bf16)}", x, parameters, y, kept, x.shape[0], *numbers)
+    _cpu.call(f"pf_fused_mlp_forward_{native_suffix(x, bf16)}", x, parameters, y, kept, x.shape[0], *numbers)
     return y, kept
 
 
 def _forward_keeping_fake(x: Tensor, parameters: Tensor, numbers: list[int], bf16: bool) -> tuple[Tensor, Tensor]:
     a_tile = 0
     if _cpu.usable(x, parameters) and not _on_tensor_cores(bf16, x, parameters):
-        a_tile = _cpu.call(f"pf_fused_mlp_kept_bytes_{_suffix(x, bf16)}", 1, *numbers)
+        a_tile = _cpu.call(f"pf_fused_mlp_kept_bytes_{native_suffix(x, bf16)}", 1, *numbers)
     tiles = (x.shape[0] + TILE_ROWS - 1) // TILE_ROWS
     return x.new_empty(x.shape[0], numbers[1]), x.new_empty(tiles, a_tile, dtype=torch.uint8)
 
@@ -403,7 +403,7 @@ def _backward(
         _backward_on_cuda(x, parameters, grad, x_grad, parameter_grad, numbers)
         return _or_empty(x_grad, x), _or_empty(parameter_grad, x)
     kept = kept if kept is not None and kept.numel() else None
-    name = f"pf_fused_mlp_backward_{_suffix(x, bf16)}"
+    name = f"pf_fused_mlp_backward_{native_suffix(x, bf16)}"
     _cpu.call(name, x, parameters, grad, x_grad, parameter_grad, kept, x.shape[0], *numbers)
     return _or_empty(x_grad, x), _or_empty(parameter_grad, x)
 

@@ -6,8 +6,8 @@ arXiv 2311.14993, section 3, per point), and a ReLU follows:
     z = W h + b,  zhat = (z - mean) / sqrt(variance + 1e-5),  h = max(scale zhat + shift, 0)
 
 The last layer is linear, with the spec's output activation. As `ops.fused_mlp`, whose parameters and tiles these are,
-the whole network runs in cache; what stays of a row for the backward pass is zhat of every layer. On other devices than
-the CPU torch's products and `ops.modulate` are as fast, one by one: there the reference computes.
+the whole network runs in cache; what stays of a row for the backward pass is zhat of every layer. This is an operator
+of CPUs: elsewhere the reference computes, and `networks.CoordinateNetwork` goes layer by layer, over `ops.modulate`.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from torch import Tensor
 from ..errors import ConfigError, ShapeError
 from . import _cpu, _library
 from .fused_mlp import (
-    FIRST_ORDER_ONLY,
     PRECISIONS,
     TILE_ROWS,
     MlpSpec,
     activate_output,
     layers_of,
+    native_suffix,
     rounding,
     shape_numbers,
 )
@@ -49,8 +49,8 @@ def modulated_mlp(
     Returns:
         (N, spec.outputs), after the output activation.
 
-    Gradients reach x, parameters and moduli, first order only (everywhere where `is_native` says no). They are the
-    same for any number of threads.
+    Gradients reach x, parameters and moduli; first order only where `is_native`, any order where the reference
+    computes. They are the same for any number of threads.
 
     Raises:
         ShapeError: a shape, dtype or device is not as above.
@@ -108,10 +108,6 @@ def _check(x: Tensor, parameters: Tensor, moduli: Tensor, spec: MlpSpec, precisi
         raise ConfigError(f"precision 'bf16' takes float32 tensors; got {x.dtype}; use precision='fp32'")
 
 
-def _suffix(x: Tensor, bf16: bool) -> str:
-    return "bf16" if bf16 else _cpu.suffix_of(x)
-
-
 def _forward(
     x: Tensor, parameters: Tensor, moduli: Tensor, numbers: list[int], bf16: bool, keep: bool
 ) -> tuple[Tensor, Tensor]:
@@ -120,7 +116,7 @@ def _forward(
     if keep:
         _cpu.advise_huge_pages(kept, in_use=False)
     x, parameters, moduli = x.contiguous(), parameters.contiguous(), moduli.contiguous()
-    name = f"pf_modulated_mlp_forward_{_suffix(x, bf16)}"
+    name = f"pf_modulated_mlp_forward_{native_suffix(x, bf16)}"
     _cpu.call(name, x, parameters, moduli, y, kept if keep else None, x.shape[0], *numbers)
     return y, kept
 
@@ -128,7 +124,7 @@ def _forward(
 def _forward_fake(
     x: Tensor, parameters: Tensor, moduli: Tensor, numbers: list[int], bf16: bool, keep: bool
 ) -> tuple[Tensor, Tensor]:
-    a_tile = _cpu.call(f"pf_modulated_mlp_kept_bytes_{_suffix(x, bf16)}", 1, *numbers) if keep else 0
+    a_tile = _cpu.call(f"pf_modulated_mlp_kept_bytes_{native_suffix(x, bf16)}", 1, *numbers) if keep else 0
     tiles = (x.shape[0] + TILE_ROWS - 1) // TILE_ROWS
     return x.new_empty(x.shape[0], numbers[1]), x.new_empty(tiles, a_tile, dtype=torch.uint8)
 
@@ -148,7 +144,7 @@ def _backward(
     x, parameters, moduli = x.contiguous(), parameters.contiguous(), moduli.contiguous()
     grads = _backward_fake(grad, x, parameters, moduli, y, kept, numbers, bf16, need)
     d_x, d_parameters, d_moduli = (g if n else None for g, n in zip(grads, need, strict=True))
-    name = f"pf_modulated_mlp_backward_{_suffix(x, bf16)}"
+    name = f"pf_modulated_mlp_backward_{native_suffix(x, bf16)}"
     given = (x, parameters, moduli, y.contiguous(), grad.contiguous())
     _cpu.call(name, *given, d_x, d_moduli, d_parameters, kept, x.shape[0], *numbers)
     return grads
@@ -186,7 +182,7 @@ def _autograd(ctx: Any, grad: Tensor | None, _kept: Tensor | None) -> tuple[Tens
 
 
 def _refuse(ctx: Any, *grads: Tensor) -> Any:
-    raise ConfigError(FIRST_ORDER_ONLY.format("modulated_mlp").split("; use")[0])
+    raise ConfigError("modulated_mlp has first derivatives only; use modulated_mlp_reference for more")
 
 
 _modulated_mlp_backward = _library.define(

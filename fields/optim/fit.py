@@ -31,8 +31,6 @@ CHAMFER_CELLS = 256
 RELATIVE_FLOOR = 0.001
 """Added to the distance that an error is relative to, a thousandth of the cube: instant-ngp's mean absolute percentage
 error has 0.01, which leaves the zero crossing less exact."""
-
-
 BLOCK_ROWS = 6144
 """Points of a batch that go through a coordinate network at once on a CPU: so few leave what its layers say in the
 cache. A step of 65536 points takes half of the time so (layers of 256)."""
