@@ -26,6 +26,7 @@ from torch import Tensor
 
 from polyfield.fields.ops.factored_encode import FactoredGridSpec, factored_encode, factored_encode_reference
 from polyfield.fields.ops.sparse_grid import sparse_grid_sample, sparse_grid_sample_reference
+from polyfield.fields.optim.memory import keep_freed_memory
 from polyfield.fields.radiance import PlanesField, PlanesFieldConfig, TensorField, TensorFieldConfig
 
 RAYS, PER_RAY = 2048, 32
@@ -158,6 +159,7 @@ def main() -> int:
     )
     options = parser.parse_args()
     demand_quiet(options.force)
+    keep_freed_memory()
     x = make_positions()
     with Watch() as watch:
         found = {name: measure(case, x, options.rounds) for name, case in cases().items()}

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from polyfield.fields.networks import CoordinateNetwork, CoordinateNetworkConfig, coordinate
 from polyfield.fields.ops.modulate import modulate, modulate_reference
+from polyfield.fields.optim.memory import keep_freed_memory
 
 ROWS, CHANNELS = 8192, 256
 GATES = {"fp32": 1e-6, "bf16": 4e-3}
@@ -111,6 +112,7 @@ def main() -> int:
     )
     options = parser.parse_args()
     demand_quiet(options.force)
+    keep_freed_memory()
     errors = {precision: gate(precision) for precision in GATES}
     report: dict[str, Any] = {"machine": facts(), "gates": GATES, "relative_l2": errors}
     if any(errors[precision] > limit for precision, limit in GATES.items()):

@@ -36,6 +36,7 @@ from ..fields.geometry import Cameras, CaptureKind
 from ..fields.model import Model
 from ..fields.optim.field_task import psnr_of
 from ..fields.optim.loop import Clock, LoopConfig, LoopState, optimise
+from ..fields.optim.memory import keep_freed_memory
 from ..fields.radiance import FIELDS
 from ..fields.render import BACKGROUNDS, OccupancyGrid, render_rays
 from .capacity import Candidates, Capacity, Wish, bytes_of, choose_capacity
@@ -236,6 +237,7 @@ def convert_model(
         KeyboardInterrupt: passed on after the state was saved.
     """
     folder, stored = None if run is None else Path(run), None
+    keep_freed_memory()
     if resume:
         if folder is None:
             raise ConfigError("to resume a conversion, give the folder of its run")

@@ -26,6 +26,7 @@ from ..fields.implicit.signal import grid_points
 from ..fields.ops.mesh_bvh import signed_distances
 from ..fields.optim.fit import FitQuality, FitTask, measure_fit, measure_surface
 from ..fields.optim.loop import Clock, LoopConfig, LoopState, optimise
+from ..fields.optim.memory import keep_freed_memory
 from ..fields.spectrum import FrequencyChoice, choose_frequency, frequency_number
 from .device import Device, pick_device
 from .signals import Input
@@ -187,6 +188,7 @@ def fit_signal(
         ConfigError: contradicting options. FormatError: a checkpoint that does not fit; `out` cannot be written.
         KeyboardInterrupt: passed on after the state was saved.
     """
+    keep_freed_memory()
     session = _Session(source, options, out, name)
     state = session.start(resume, choice)
     hooks = [session.checkpoint]

@@ -7,10 +7,8 @@ hooks that report, evaluate, draw previews and save.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import dataclasses
 import json
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +24,7 @@ from ..fields.geometry import Rays
 from ..fields.model import Model
 from ..fields.ops import _cpu
 from ..fields.optim.loop import Clock, LoopConfig, LoopState, optimise
+from ..fields.optim.memory import keep_freed_memory
 from ..fields.optim.radiance import RadianceTask
 from ..fields.radiance import FIELDS
 from ..fields.render import BACKGROUNDS, OccupancyGrid, render, render_rays
@@ -161,7 +160,7 @@ def train_scene(
     """
     options = options or TrainOptions()
     run = Path(run)
-    _keep_freed_memory()
+    keep_freed_memory()
     stored = read_state(run) if resume else None
     if stored is not None:
         choice = _choice_of(stored, run)
@@ -411,16 +410,3 @@ def _deterministic(wanted: bool) -> Iterator[None]:
         yield
     finally:
         torch.use_deterministic_algorithms(before)
-
-
-def _keep_freed_memory() -> None:
-    """Let glibc keep freed blocks instead of returning each to the kernel: a step frees and takes buffers of tens of
-    megabytes, and faulting their pages in anew costs more than some operators (measured: 15 % of a step)."""
-    if sys.platform != "linux":
-        return
-    try:
-        libc = ctypes.CDLL("libc.so.6")
-        libc.mallopt(-4, 0)  # M_MMAP_MAX: no separate mappings
-        libc.mallopt(-1, 1 << 30)  # M_TRIM_THRESHOLD
-    except (OSError, AttributeError):
-        return

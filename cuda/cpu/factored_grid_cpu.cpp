@@ -16,6 +16,7 @@ constexpr i64 kRun = 256;     // samples per task
 constexpr i64 kGroup = 16;    // samples whose texels are fetched together
 constexpr i64 kBlock = 2048;  // samples whose factor gradients are held at once
 constexpr i64 kAhead = 16;    // samples by which texels are fetched before they are added to
+template <class T> constexpr i64 kLine = 64 / i64(sizeof(T));  // values of a line of the cache
 
 struct Layout {
   const GridFactor* factors;
@@ -42,13 +43,17 @@ template <int N, class T> struct TermCells {
   // The texels are fetched at once: what is done to other samples meanwhile hides how far away they are.
   void place(const GridFactor* factors, const T* x, const T* parameters) {
     for (int k = 0; k < N; ++k) {
-      cells[k] = FactorCell<T>(factors[k], x);
-      for (int corner = 0; corner < cells[k].corners; ++corner) __builtin_prefetch(parameters + cells[k].place[corner]);
+      const GridFactor& f = factors[k];
+      cells[k] = FactorCell<T>(f, x);
+      const T* low = parameters + cells[k].first;
+      for (i64 c = 0; c < 2 * f.channels; c += kLine<T>)  // (two texels of a row touch)
+        for (int corner = 0; corner < f.corners(); corner += 2) __builtin_prefetch(low + f.texel(corner) + c);
     }
   }
   // Features of a vector of channels from c on.
-  template <class V> V value(int k, const T* parameters, i64 c, V zero) const {
-    return blend<V>(cells[k], cells[k].weight, [&](i64 place) { return read(parameters + place + c, zero); });
+  template <class V> V value(const GridFactor* factors, int k, const T* parameters, i64 c, V zero) const {
+    return blend<V>(factors[k], cells[k].first, cells[k].weight,
+                    [&](i64 place) { return read(parameters + place + c, zero); });
   }
 };
 
@@ -67,13 +72,14 @@ template <class Body> void over_terms(const Layout& layout, const Body& body) {
 template <class T> void forward_group(const Layout& layout, const T* x, i64 samples, const T* parameters, T* out) {
   over_terms(layout, [&](auto factors, i64 f) {
     constexpr int N = decltype(factors)::value;
+    const GridFactor* term = layout.factors + f;
     TermCells<N, T> terms[kGroup];
-    for (i64 i = 0; i < samples; ++i) terms[i].place(layout.factors + f, x + 3 * i, parameters);
+    for (i64 i = 0; i < samples; ++i) terms[i].place(term, x + 3 * i, parameters);
     for (i64 i = 0; i < samples; ++i) {
-      T* row = out + i * layout.width + layout.factors[f].column;
-      over_few_channels<T>(layout.factors[f].channels, [&](i64 c, auto zero) {
-        auto product = terms[i].value(0, parameters, c, zero);
-        for (int k = 1; k < N; ++k) product *= terms[i].value(k, parameters, c, zero);
+      T* row = out + i * layout.width + term->column;
+      over_few_channels<T>(term->channels, [&](i64 c, auto zero) {
+        auto product = terms[i].value(term, 0, parameters, c, zero);
+        for (int k = 1; k < N; ++k) product *= terms[i].value(term, k, parameters, c, zero);
         write(row + c, product);
       });
     }
@@ -90,16 +96,17 @@ void backward_group(const Layout& layout, const T* x, i64 samples, const T* para
   i64 column = 0;
   over_terms(layout, [&](auto factors, i64 f) {
     constexpr int N = decltype(factors)::value;
-    const i64 channels = layout.factors[f].channels;
+    const GridFactor* term = layout.factors + f;
+    const i64 channels = term->channels;
     TermCells<N, T> terms[kGroup];
-    for (i64 i = 0; i < samples; ++i) terms[i].place(layout.factors + f, x + 3 * i, parameters);
+    for (i64 i = 0; i < samples; ++i) terms[i].place(term, x + 3 * i, parameters);
     for (i64 i = 0; i < samples; ++i) {
-      const T* row = gradients + i * layout.width + layout.factors[f].column;
+      const T* row = gradients + i * layout.width + term->column;
       T* factor_gradient = factor_gradients ? factor_gradients + i * stride + column : nullptr;
       over_few_channels<T>(channels, [&](i64 c, auto zero) {
         using V = decltype(zero);
         V value[N];
-        for (int k = 0; k < N; ++k) value[k] = terms[i].value(k, parameters, c, zero);
+        for (int k = 0; k < N; ++k) value[k] = terms[i].value(term, k, parameters, c, zero);
         const V g = read(row + c, zero);
         for (int k = 0; k < N; ++k) {
           V mine = g;
@@ -107,11 +114,13 @@ void backward_group(const Layout& layout, const T* x, i64 samples, const T* para
             if (other != k) mine *= value[other];
           if (factor_gradient) write(factor_gradient + k * channels + c, mine);
           if (!NeedX) continue;
-          const GridFactor& factor = layout.factors[f + k];
-          const FactorCell<T>& cell = terms[i].cells[k];
-          const auto texel = [&](i64 place) { return read(parameters + place + c, zero); };
-          along[i][factor.axis_a] += total<T>(V(mine * blend<V>(cell, cell.along_a, texel)));
-          if (factor.axis_b >= 0) along[i][factor.axis_b] += total<T>(V(mine * blend<V>(cell, cell.along_b, texel)));
+          const FactorSlopes<T> slopes(term[k], x + 3 * i);
+          const auto along_axis = [&](const T(&by)[4]) {
+            const auto texel = [&](i64 place) { return read(parameters + place + c, zero); };
+            return total<T>(V(mine * blend<V>(term[k], terms[i].cells[k].first, by, texel)));
+          };
+          along[i][term[k].axis_a] += along_axis(slopes.along_a);
+          if (term[k].axis_b >= 0) along[i][term[k].axis_b] += along_axis(slopes.along_b);
         }
       });
     }
@@ -132,7 +141,7 @@ template <class T>
 void scatter(const GridFactor& factor, const T* x, i64 samples, const T* gradients, i64 stride, i64 low, i64 high,
              T* parameter_gradient) {
   const bool line = factor.axis_b < 0;
-  const i64 across = line ? factor.channels : factor.resolution_a * factor.channels;  // from a row to the next
+  const i64 across = line ? factor.channels : factor.across();  // from a row to the next
   static thread_local Scratch<ScatterPlace<T>> scratch;
   ScatterPlace<T>* places = scratch.reserve(samples);
   i64 count = 0;

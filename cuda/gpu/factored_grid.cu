@@ -32,7 +32,7 @@ __device__ T factored_forward(const GridFactor* layout, i64 factors, const T* x,
   T product = T(1);
   for (int k = 0; k < term.count; ++k) {
     const FactorCell<T> cell(term.factors[k], x);
-    product *= blend<T>(cell, cell.weight, read);
+    product *= blend<T>(term.factors[k], cell.first, cell.weight, read);
   }
   return product;
 }
@@ -45,7 +45,7 @@ __device__ void factor_gradients(const Term& term, const T* x, const T* paramete
   T value[kMostFactors];
   for (int k = 0; k < term.count; ++k) {
     cells[k] = FactorCell<T>(term.factors[k], x);
-    value[k] = blend<T>(cells[k], cells[k].weight, read);
+    value[k] = blend<T>(term.factors[k], cells[k].first, cells[k].weight, read);
   }
   for (int k = 0; k < term.count; ++k) {
     T mine = gradient;
@@ -59,9 +59,10 @@ template <class T, class Add>
 __device__ void factored_scatter(const GridFactor* layout, i64 factors, const T* x, const T* parameters, i64 column,
                                  T gradient, const Add& add) {
   const Term term(layout, factors, column);
-  factor_gradients(term, x, parameters, gradient, [&](int, const FactorCell<T>& cell, T mine) {
-    for (int corner = 0; corner < cell.corners; ++corner)
-      add(cell.place[corner] + term.channel, mine * cell.weight[corner]);
+  factor_gradients(term, x, parameters, gradient, [&](int k, const FactorCell<T>& cell, T mine) {
+    const GridFactor& factor = term.factors[k];
+    for (int corner = 0; corner < factor.corners(); ++corner)
+      add(cell.first + factor.texel(corner) + term.channel, mine * cell.weight[corner]);
   });
 }
 
@@ -74,8 +75,9 @@ __device__ void factored_position_gradient(const GridFactor* layout, i64 factors
     const ReadChannel<T> read{parameters + term.channel};
     factor_gradients(term, x, parameters, grad[column], [&](int k, const FactorCell<T>& cell, T mine) {
       const GridFactor& factor = term.factors[k];
-      along[factor.axis_a] += mine * blend<T>(cell, cell.along_a, read);
-      if (factor.axis_b >= 0) along[factor.axis_b] += mine * blend<T>(cell, cell.along_b, read);
+      const FactorSlopes<T> slopes(factor, x);
+      along[factor.axis_a] += mine * blend<T>(factor, cell.first, slopes.along_a, read);
+      if (factor.axis_b >= 0) along[factor.axis_b] += mine * blend<T>(factor, cell.first, slopes.along_b, read);
     });
   }
   for (int a = 0; a < 3; ++a) out[a] = along[a];

@@ -19,41 +19,54 @@ struct GridFactor {
   i64 first;                       // of its values in the parameters; texel (b, a) begins at (b resolution_a + a) C
   i64 channels;
   i64 column;  // of its term in the encoding; factors of one term follow one another
+
+  PF_HD int corners() const { return axis_b < 0 ? 2 : 4; }      // texels round a position
+  PF_HD i64 across() const { return resolution_a * channels; }  // from a row of texels to the next
+  // From the lowest texel round a position to another.
+  PF_HD i64 texel(int corner) const { return (corner & 1) * channels + (corner >> 1) * across(); }
 };
 
-// The texels round a position and how they blend.
+// Where the texels round a position begin, the lowest of them, and how they blend: corner k is k & 1 along axis a and
+// k >> 1 along axis b.
 template <class T> struct FactorCell {
-  i64 place[4];  // where the texels' values begin
-  T weight[4];
-  T along_a[4], along_b[4];  // d weight / d position along the two axes
-  int corners;               // 4, or 2 on a line
+  i64 first;
+  T weight[4];  // of a line two, here and below
 
   PF_HD FactorCell() {}
   PF_HD FactorCell(const GridFactor& f, const T* x) {
     const GridPlace<T> a(x[f.axis_a], f.resolution_a);
+    first = f.first + a.low * f.channels;
+    weight[0] = T(1) - a.fraction, weight[1] = a.fraction;
+    if (f.axis_b < 0) return;
+    const GridPlace<T> b(x[f.axis_b], f.resolution_b);
+    first += b.low * f.across();
+    weight[2] = weight[0] * b.fraction, weight[3] = weight[1] * b.fraction;
+    weight[0] *= T(1) - b.fraction, weight[1] *= T(1) - b.fraction;
+  }
+};
+
+// d weight / d position along the two axes.
+template <class T> struct FactorSlopes {
+  T along_a[4], along_b[4];
+
+  PF_HD FactorSlopes(const GridFactor& f, const T* x) {
+    const GridPlace<T> a(x[f.axis_a], f.resolution_a);
     const T wa[2] = {T(1) - a.fraction, a.fraction}, da[2] = {-a.slope, a.slope};
-    corners = f.axis_b < 0 ? 2 : 4;
     if (f.axis_b < 0) {
-      for (int k = 0; k < 2; ++k) {
-        place[k] = f.first + (a.low + k) * f.channels;
-        weight[k] = wa[k], along_a[k] = da[k], along_b[k] = T(0);
-      }
+      for (int k = 0; k < 2; ++k) along_a[k] = da[k], along_b[k] = T(0);
       return;
     }
     const GridPlace<T> b(x[f.axis_b], f.resolution_b);
     const T wb[2] = {T(1) - b.fraction, b.fraction}, db[2] = {-b.slope, b.slope};
-    for (int k = 0; k < 4; ++k) {
-      const int i = k & 1, j = k >> 1;
-      place[k] = f.first + ((b.low + j) * f.resolution_a + a.low + i) * f.channels;
-      weight[k] = wa[i] * wb[j], along_a[k] = da[i] * wb[j], along_b[k] = wa[i] * db[j];
-    }
+    for (int k = 0; k < 4; ++k) along_a[k] = da[k & 1] * wb[k >> 1], along_b[k] = wa[k & 1] * db[k >> 1];
   }
 };
 
 // Features of one channel, or of a vector of them: `read(place)` gives the texel's.
-template <class V, class T, class Read> PF_HD V blend(const FactorCell<T>& cell, const T (&by)[4], const Read& read) {
-  V sum = read(cell.place[0]) * by[0] + read(cell.place[1]) * by[1];
-  if (cell.corners == 4) sum += read(cell.place[2]) * by[2] + read(cell.place[3]) * by[3];
+template <class V, class T, class Read>
+PF_HD V blend(const GridFactor& f, i64 first, const T (&by)[4], const Read& read) {
+  V sum = read(first) * by[0] + read(first + f.texel(1)) * by[1];
+  if (f.corners() == 4) sum += read(first + f.texel(2)) * by[2] + read(first + f.texel(3)) * by[3];
   return sum;
 }
 
