@@ -103,6 +103,8 @@ void backward_group(const Layout& layout, const T* x, i64 samples, const T* para
     for (i64 i = 0; i < samples; ++i) {
       const T* row = gradients + i * layout.width + term->column;
       T* factor_gradient = factor_gradients ? factor_gradients + i * stride + column : nullptr;
+      FactorSlopes<T> slopes[N];
+      for (int k = 0; NeedX && k < N; ++k) slopes[k] = FactorSlopes<T>(term[k], x + 3 * i);
       over_few_channels<T>(channels, [&](i64 c, auto zero) {
         using V = decltype(zero);
         V value[N];
@@ -114,13 +116,12 @@ void backward_group(const Layout& layout, const T* x, i64 samples, const T* para
             if (other != k) mine *= value[other];
           if (factor_gradient) write(factor_gradient + k * channels + c, mine);
           if (!NeedX) continue;
-          const FactorSlopes<T> slopes(term[k], x + 3 * i);
           const auto along_axis = [&](const T(&by)[4]) {
             const auto texel = [&](i64 place) { return read(parameters + place + c, zero); };
             return total<T>(V(mine * blend<V>(term[k], terms[i].cells[k].first, by, texel)));
           };
-          along[i][term[k].axis_a] += along_axis(slopes.along_a);
-          if (term[k].axis_b >= 0) along[i][term[k].axis_b] += along_axis(slopes.along_b);
+          along[i][term[k].axis_a] += along_axis(slopes[k].along_a);
+          if (term[k].axis_b >= 0) along[i][term[k].axis_b] += along_axis(slopes[k].along_b);
         }
       });
     }

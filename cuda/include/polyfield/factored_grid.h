@@ -49,6 +49,7 @@ template <class T> struct FactorCell {
 template <class T> struct FactorSlopes {
   T along_a[4], along_b[4];
 
+  PF_HD FactorSlopes() {}
   PF_HD FactorSlopes(const GridFactor& f, const T* x) {
     const GridPlace<T> a(x[f.axis_a], f.resolution_a);
     const T wa[2] = {T(1) - a.fraction, a.fraction}, da[2] = {-a.slope, a.slope};
