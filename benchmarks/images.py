@@ -13,7 +13,8 @@ values (within 5 %, about 94 thousand at 256x256), with the rates of `pairs` ove
 the differences it prints what was published for one Kodak image at 256x256, after 35 thousand steps at all pixels.
 `psnr_2x` compares the field at twice the size with the image at twice the size, which it has not seen.
 
-Every fit is one line of the file --out; what stands there already is not fitted again, so that a run can be continued.
+Every fit is one line of the file --out; what stands there already is not fitted again, so that a run can be continued:
+of `pairs` and `fresh` in the middle of a fit too, from the checkpoint beside --out.
 Quality does not depend on the machine; the seconds of `fresh` do (see `quiet.py`; nothing is refused here).
 """
 
@@ -32,11 +33,13 @@ import torch
 from machine import facts
 from torch import Tensor, nn
 
+from polyfield.fields.formats.model_file import read_tensors, write_tensors
 from polyfield.fields.implicit import KINDS, GridSignal, ImplicitModel, build, config_for
 from polyfield.fields.implicit.grid import GridNetworkConfig
 from polyfield.fields.implicit.neurbf import NeurbfConfig
 from polyfield.fields.networks import CoordinateNetwork, CoordinateNetworkConfig
 from polyfield.fields.optim.fit import FitTask, measure_fit
+from polyfield.fields.optim.memory import keep_freed_memory
 from polyfield.fields.spectrum import choose_frequency
 from polyfield.scenes.image_files import read_image
 
@@ -50,6 +53,8 @@ METHODS: dict[str, tuple[CoordinateNetworkConfig, dict[str, float]]] = {
     "ffn+cam": (replace(FFN, modulation=32), {"": 1e-3, "grids": 1e-2}),
 }
 PAIRS = (("finer", "siren"), ("ffn+cam", "ffn"))
+KEEP_EVERY = 50
+"""Steps between checkpoints of a fit: a minute at 256x256."""
 CANDIDATES = tuple(float(k) for k in range(20, 201, 20))
 """Ten of the paper's twenty."""
 FRESH_STEPS, DEFAULT_STEPS = 300, 500
@@ -73,6 +78,7 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=1000, help="steps of `pairs` and `neurbf`")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), help="of `pairs`, these alone")
     options = parser.parse_args()
+    keep_freed_memory()
     results = Results(options.out)
     for path in options.images:
         if options.what == "fresh":
@@ -100,7 +106,7 @@ class Results:
     """Lines of the file --out, by their keys."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.path, self.kept = path, path.with_suffix(".checkpoint.safetensors")
         lines = path.read_text().splitlines() if path.exists() else []
         self.lines: list[dict[str, Any]] = [json.loads(line) for line in lines]
 
@@ -111,25 +117,41 @@ class Results:
         self.lines.append(line)
         with self.path.open("a") as file:
             file.write(json.dumps(line) + "\n")
+        self.kept.unlink(missing_ok=True)
         print(json.dumps({k: v for k, v in line.items() if k != "config"}), file=sys.stderr, flush=True)
         return line
 
 
 def fit(
-    config: CoordinateNetworkConfig, lr: dict[str, float], signal: GridSignal, steps: int, at: tuple[int, ...] = ()
+    config: CoordinateNetworkConfig,
+    lr: dict[str, float],
+    signal: GridSignal,
+    steps: int,
+    at: tuple[int, ...] = (),
+    *,
+    kept: Path,
+    key: dict[str, Any],
 ) -> dict[str, Any]:
     """Full-batch Adam; PSNR at the end, and the seconds of the steps alone. With `at` also the PSNR after those steps,
-    and the learning rate stays."""
+    and the learning rate stays. Goes on from the checkpoint `kept`, if it is of the fit `key`."""
     network = CoordinateNetwork(config, seed=0)
     task = FitTask(network, signal, lr=lr, batch=signal.cells)
     model = ImplicitModel("siren", network, "image", signal.size)
-    seconds, found = 0.0, {}
-    for step in range(steps):
+    done, seconds, found = 0, 0.0, {}
+    header, tensors = read_tensors(kept, kind="checkpoint") if kept.exists() else ({}, {})
+    if header.get("fit") == key:
+        done, seconds, found = header["step"], header["seconds"], header["psnr_at"]
+        for name, tensor in task.tensors().items():
+            tensor.copy_(tensors[name])
+    for step in range(done, steps):
         begin = time.perf_counter()
         task.step(step, 1.0 if at else rate(step, steps))
         seconds += time.perf_counter() - begin
         if step + 1 in at:
             found[str(step + 1)] = measure_fit(model, signal).psnr
+        if (step + 1) % KEEP_EVERY == 0:
+            state = {"step": step + 1, "seconds": seconds, "psnr_at": found}
+            write_tensors(kept, {"kind": "checkpoint", "fit": key, **state}, task.tensors())
     return {"psnr": measure_fit(model, signal).psnr, "seconds": seconds, "psnr_at": found}
 
 
@@ -142,7 +164,8 @@ def fit_once(results: Results, method: str, image: str, signal: GridSignal, step
     key = {"method": method, "image": image, "size": list(signal.size), "steps": steps}
     if results.find(**key) is None:
         config, lr = METHODS[method]
-        results.add(**key, **fit(config, lr, signal, steps), config=asdict(config))
+        found = fit(config, lr, signal, steps, kept=results.kept, key=key)
+        results.add(**key, **found, config=asdict(config))
 
 
 def kernels_once(results: Results, method: str, image: str, signal: GridSignal, twice: Tensor, steps: int) -> None:
@@ -187,9 +210,10 @@ def fresh_once(results: Results, image: str, signal: GridSignal) -> None:
     assert found is not None
     for omega in (*CANDIDATES, 30.0):
         steps = DEFAULT_STEPS if omega in (30.0, found["chosen"]) else FRESH_STEPS
-        if results.find(omega=omega, **key) is None:
-            at = (FRESH_STEPS, DEFAULT_STEPS)
-            results.add(omega=omega, **key, **fit(replace(SIREN, first_omega=omega), {"": 1e-4}, signal, steps, at))
+        this = {"omega": omega, **key}
+        if results.find(**this) is None:
+            config, at = replace(SIREN, first_omega=omega), (FRESH_STEPS, DEFAULT_STEPS)
+            results.add(**this, **fit(config, {"": 1e-4}, signal, steps, at, kept=results.kept, key=this))
 
 
 def pairs_of(results: Results, pairs: tuple[tuple[str, str], ...]) -> dict[str, Any]:

@@ -44,6 +44,9 @@ class RadianceField(nn.Module, ABC):
     """Whether `geometry` makes use of footprints; rays for other fields need no radii."""
     costly: bool = False
     """Whether a point costs so much that its answers are worth keeping."""
+    sparse_gradients: bool = False
+    """Whether who trains the field takes sparse gradients of lazy parameters, as `lazy_adam_` does; they are given
+    where they cost less."""
 
     @abstractmethod
     def geometry(self, x: Tensor, *, time: Tensor | None = None, footprint: Tensor | None = None) -> Geometry:

@@ -19,13 +19,14 @@ import torch
 from .. import __version__  # pyright: ignore[reportMissingImports]
 from ..fields.base import RadianceField
 from ..fields.convert import (
-    SHORTCUT_RATE,
+    SHORTCUT_RATES,
     SHORTCUTS,
     ActiveRays,
     DistillTask,
     Level,
     Teacher,
     check_levels,
+    finer,
     head_for,
     inherit,
     learn_head,
@@ -37,7 +38,7 @@ from ..fields.model import Model
 from ..fields.optim.field_task import psnr_of
 from ..fields.optim.loop import Clock, LoopConfig, LoopState, optimise
 from ..fields.optim.memory import keep_freed_memory
-from ..fields.radiance import FIELDS
+from ..fields.radiance import FIELDS, GridFieldConfig
 from ..fields.render import BACKGROUNDS, OccupancyGrid, render_rays
 from .capacity import Candidates, Capacity, Wish, bytes_of, choose_capacity
 from .device import Device, pick_device
@@ -329,6 +330,8 @@ class _Session:
         self.preset = _student_preset(around, options, device).with_colors_of(model.representation.config)
         self.preset = dataclasses.replace(self.preset, march=model.march)  # what steps miss they miss in both
         teacher = Teacher(model)
+        if isinstance(self.preset.field, GridFieldConfig):
+            self.preset = dataclasses.replace(self.preset, field=finer(self.preset.field, teacher))
         if cameras is None:
             cameras = _cameras_round(model, around)
         self.capacity = self._capacity(teacher, cameras, stored)
@@ -342,6 +345,7 @@ class _Session:
         if stored is None and shortcut is not None:
             shortcut(self.field, teacher, self.rays.cameras.world_from_camera[:, :, 2])
         same_colors = any(name.partition(".")[0] == "color" for name in self.inherited)
+        rates = RATES.get(options.to, (1.0, 1.0)) if shortcut is None else (SHORTCUT_RATES[teacher.field.costly], 1.0)
         head = None if same_colors else head_for(self.field, teacher, options.seed)
         if head is not None and stored is None:
             learn_head(head, self.field, self.rays, options.seed)
@@ -357,7 +361,7 @@ class _Session:
             teacher,
             same_features=head is not None or same_colors,
             by_what_is_seen="points" in options.active,
-            rates=(SHORTCUT_RATE, 1.0) if shortcut is not None else RATES.get(options.to, (1.0, 1.0)),
+            rates=rates,
             photos=photos,
             finish=options.finish,
             seed=options.seed,

@@ -1,6 +1,7 @@
 // The sparse grid of a batch: a sample after the other, channels in vectors. Backward sorts the samples by their cell
 // along x; then each slab of rows (one x) is one task, which adds what the samples before it and in it have for it, in
-// the order of the samples. A row is added to by one thread, so that results do not depend on the threads.
+// the order of the samples. A row is added to by one thread, so that results do not depend on the threads. A gradient
+// of the touched rows alone is as long as a batch has vertices, whatever the size of the grid.
 #include "parallel.h"
 #include "polyfield/sparse_grid.h"
 #include "simd.h"
@@ -81,18 +82,40 @@ void position_gradient(const SparseLattice& grid, const T* x, const T* rows, i64
   for (int a = 0; a < 3; ++a) out[a] = along[a];
 }
 
+// Where the gradient of a row goes: its own place, or that of the row among those that were touched.
+struct GradientPlaces {
+  const i32* slots;  // by row, or null
+
+  i64 of(i64 row) const { return slots ? i64(slots[row]) : row; }
+};
+
 // Adds a sample's gradient to its four corners of one slab: those ahead along x, or not.
 template <class T>
-void scatter(const SparseLattice& grid, const T* x, const T* gradient, i64 channels, bool ahead, T* row_gradient) {
+void scatter(const SparseLattice& grid, const T* x, const T* gradient, i64 channels, bool ahead, GradientPlaces places,
+             T* row_gradient) {
   const SparseCell<T> cell(grid, x);
   for (int k = ahead ? 4 : 0; k < (ahead ? 8 : 4); ++k) {
     const i64 row = cell.row(grid, k);
-    if (row >= 0) add_row(row_gradient + row * channels, gradient, cell.weight(k), channels);
+    if (row >= 0) add_row(row_gradient + places.of(row) * channels, gradient, cell.weight(k), channels);
   }
 }
 
+// Marks the rows round the samples. Threads may mark one row at once.
+template <class T> void touched(const SparseLattice& grid, const T* x, i64 n, u8* marks, i64 threads) {
+  parallel_chunks(threads, n, kRun, [&](i64 begin, i64 end) {
+    for (i64 i = begin; i < end; ++i) {
+      const SparseCell<T> cell(grid, x + 3 * i);
+      for (int k = 0; k < 8; ++k) {
+        const i64 row = cell.row(grid, k);
+        if (row >= 0) __atomic_store_n(marks + row, u8(1), __ATOMIC_RELAXED);
+      }
+    }
+  });
+}
+
 template <class T>
-void row_gradients(const SparseLattice& grid, const T* x, i64 n, const T* gradient, i64 channels, T* out, i64 threads) {
+void row_gradients(const SparseLattice& grid, const T* x, i64 n, const T* gradient, i64 channels, GradientPlaces places,
+                   T* out, i64 threads) {
   static thread_local Scratch<i64> held;
   i64* first = held.reserve(grid.x + 1 + n);  // of the samples of each cell along x
   i64* order = first + grid.x + 1;
@@ -106,7 +129,7 @@ void row_gradients(const SparseLattice& grid, const T* x, i64 n, const T* gradie
   parallel_for(threads, grid.x, [&](i64 slab) {
     for (int ahead = slab > 0; ahead >= 0; --ahead)
       for (i64 k = first[slab - ahead]; k < first[slab - ahead + 1]; ++k)
-        scatter(grid, x + 3 * order[k], gradient + order[k] * channels, channels, ahead != 0, out);
+        scatter(grid, x + 3 * order[k], gradient + order[k] * channels, channels, ahead != 0, places, out);
   });
 }
 
@@ -127,7 +150,8 @@ void variation(const SparseLattice& grid, const T* rows, const i32* cells, i64 c
 }  // namespace
 
 // index (sx, sy, sz), x (n, 3), rows (count, channels), out and grad (n, channels). x_gradient (n, 3) and row_gradient
-// (count, channels), zero before, may be null. Variation: adds `weight` times the derivative of the total variation to
+// (count, channels), zero before, may be null; with `slots` (count) it has a row for each slot. Touched: marks (count)
+// becomes 1 for each row round a position. Variation: adds `weight` times the derivative of the total variation to
 // `gradient` (rows, channels) of `count` rows from `first` on, going on with row 0 after the last.
 #define PF_SPARSE(T, SUFFIX)                                                                                           \
   PF_API void pf_sparse_grid_forward_##SUFFIX(const T* x, i64 n, const T* rows, i64 count, i64 channels,               \
@@ -139,14 +163,18 @@ void variation(const SparseLattice& grid, const T* rows, const i32* cells, i64 c
   }                                                                                                                    \
   PF_API void pf_sparse_grid_backward_##SUFFIX(const T* x, i64 n, const T* rows, i64 count, i64 channels,              \
                                                const i32* index, i64 sx, i64 sy, i64 sz, const T* grad, T* x_gradient, \
-                                               T* row_gradient, i64 threads) {                                         \
+                                               T* row_gradient, const i32* slots, i64 threads) {                       \
     const SparseLattice grid{index, sx, sy, sz, count};                                                                \
-    if (row_gradient) row_gradients(grid, x, n, grad, channels, row_gradient, threads);                                \
+    if (row_gradient) row_gradients(grid, x, n, grad, channels, {slots}, row_gradient, threads);                       \
     if (!x_gradient) return;                                                                                           \
     parallel_chunks(threads, n, kRun, [&](i64 begin, i64 end) {                                                        \
       for (i64 i = begin; i < end; ++i)                                                                                \
         position_gradient(grid, x + 3 * i, rows, channels, grad + i * channels, x_gradient + 3 * i);                   \
     });                                                                                                                \
+  }                                                                                                                    \
+  PF_API void pf_sparse_grid_touched_##SUFFIX(const T* x, i64 n, i64 count, const i32* index, i64 sx, i64 sy, i64 sz,  \
+                                              u8* marks, i64 threads) {                                                \
+    touched({index, sx, sy, sz, count}, x, n, marks, threads);                                                         \
   }                                                                                                                    \
   PF_API void pf_sparse_variation_##SUFFIX(const T* rows, i64 count, i64 channels, const i32* index, i64 sx, i64 sy,   \
                                            i64 sz, const i32* cells, i64 first, i64 length, double weight,             \

@@ -14,8 +14,9 @@ from .edits import apply_edit as apply_edit
 from .edits import follow_edit as follow_edit
 from .head import head_for as head_for
 from .head import learn_head as learn_head
-from .shortcuts import SHORTCUT_RATE as SHORTCUT_RATE
+from .shortcuts import SHORTCUT_RATES as SHORTCUT_RATES
 from .shortcuts import SHORTCUTS as SHORTCUTS
+from .shortcuts import finer as finer
 from .task import DistillTask as DistillTask
 from .task import DistillWeights as DistillWeights
 from .task import inherit as inherit

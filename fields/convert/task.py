@@ -224,7 +224,7 @@ class DistillTask(FieldTask):
         super().load_scalars(values)
         self.progress = float(values["progress"])
 
-    def step(self, step: int, lr_scale: float) -> StepResult:
+    def _step(self, step: int, lr_scale: float) -> StepResult:
         photos = self.photos if self.progress >= self.photos_from else None
         if photos is None and self.progress < self.points_until:
             return self._step_at_points(step, lr_scale)

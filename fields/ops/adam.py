@@ -36,7 +36,8 @@ def lazy_adam_(
 
     Args:
         parameter: (rows, ...) contiguous, float32 or float64.
-        gradient: same shape and dtype; read only.
+        gradient: same shape and dtype; read only. May be sparse (COO) along the rows, with `skip_untouched`: then a
+            step costs what its rows cost, not what the parameter would.
         m, v: first and second moments, same shape and dtype, contiguous; zeros before the first step.
         step: number of this step, counted from 1.
         lr: learning rate.
@@ -60,8 +61,18 @@ def lazy_adam_(
             f"weight_decay ({weight_decay}) pulls on every row, skip_untouched leaves some alone; "
             "set weight_decay=0 or skip_untouched=False"
         )
+    if gradient.is_sparse and (gradient.sparse_dim() != 1 or not skip_untouched):
+        raise ConfigError(
+            f"a sparse gradient must be of rows (one sparse dimension; got {gradient.sparse_dim()}), "
+            "and only with skip_untouched do the others stay"
+        )
     with torch.no_grad():
-        _lazy_adam(parameter, gradient, m, v, step, lr, *betas, eps, weight_decay, skip_untouched)
+        if gradient.is_sparse:
+            gradient = gradient.coalesce()
+            rows, values = gradient.indices()[0], gradient.values()
+            _lazy_adam_of_rows(parameter, rows, values, m, v, step, lr, *betas, eps)
+        else:
+            _lazy_adam(parameter, gradient, m, v, step, lr, *betas, eps, weight_decay, skip_untouched)
 
 
 def lazy_adam_reference(
@@ -162,6 +173,42 @@ def _update(
     torch.autograd.graph.increment_version([parameter, m, v])
 
 
+def _update_rows(
+    parameter: Tensor,
+    rows: Tensor,
+    gradient: Tensor,
+    m: Tensor,
+    v: Tensor,
+    step: int,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+) -> None:
+    if gradient.numel() == 0:
+        return
+    if not _cpu.usable(parameter, gradient, m, v):
+        there = (rows >= 0) & (rows < parameter.shape[0])
+        rows, gradient = rows[there], gradient[there]
+        own, own_m, own_v = (tensor[rows] for tensor in (parameter, m, v))
+        _update(own, gradient, own_m, own_v, step, lr, beta1, beta2, eps, 0.0, True)
+        for tensor, values in ((parameter, own), (m, own_m), (v, own_v)):
+            tensor[rows] = values
+        return
+    shape = (parameter.shape[0], parameter.numel() // parameter.shape[0])
+    name = f"pf_adam_of_rows_{_cpu.suffix_of(parameter)}"
+    values = (parameter, gradient.contiguous(), m, v)
+    numbers = (float(lr), float(beta1), float(beta2), float(eps))
+    _cpu.call(name, rows.contiguous(), len(rows), *values, *shape, step, *numbers)
+    torch.autograd.graph.increment_version([parameter, m, v])
+
+
+_lazy_adam_of_rows = _library.define(
+    "lazy_adam_of_rows_(Tensor(a!) parameter, Tensor rows, Tensor gradient, Tensor(b!) m, Tensor(c!) v, int step,"
+    " float lr, float beta1, float beta2, float eps) -> ()",
+    _update_rows,
+    lambda *arguments: None,
+)
 _lazy_adam = _library.define(
     "lazy_adam_(Tensor(a!) parameter, Tensor gradient, Tensor(b!) m, Tensor(c!) v, int step, float lr, float beta1,"
     " float beta2, float eps, float weight_decay, bool skip_untouched) -> ()",

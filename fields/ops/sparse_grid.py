@@ -23,13 +23,15 @@ VARIATION_FLOOR = 1e-9
 """Added to the squared differences under the root (`kVariationFloor` of polyfield/sparse_grid.h)."""
 
 
-def sparse_grid_sample(x: Tensor, rows: Tensor, index: Tensor) -> Tensor:
+def sparse_grid_sample(x: Tensor, rows: Tensor, index: Tensor, *, sparse: bool = False) -> Tensor:
     """Blend the rows round positions.
 
     Args:
         x: (N, 3) positions in [0, 1] (clamped), float32 or float64.
         rows: (V, C) values of the dtype of `x`, C at least 1.
         index: (X, Y, Z) int32, contiguous, at least 2 along each axis: the row of each vertex, -1 where it is empty.
+        sparse: the gradient of `rows` is a sparse tensor of the rows that positions touch, as that of
+            `torch.nn.Embedding` may be. It costs what N positions cost, however large V; `lazy_adam_` takes it.
 
     Returns:
         (N, C).
@@ -47,7 +49,7 @@ def sparse_grid_sample(x: Tensor, rows: Tensor, index: Tensor) -> Tensor:
     _check(rows, index)
     if x.device != rows.device:
         raise ShapeError(f"x and rows must be on one device; got {x.device} and {rows.device}")
-    return _sparse_grid_sample(x, rows, index)
+    return _OfTouchedRows.apply(x, rows, index) if sparse else _sparse_grid_sample(x, rows, index)
 
 
 def add_variation_gradient_(
@@ -206,8 +208,27 @@ def _sample_backward(
     if _cuda.usable(x):
         _backward_on_cuda(given, x_grad, row_grad, suffix)
     else:
-        _cpu.call(f"pf_sparse_grid_backward_{suffix}", *given, x_grad, row_grad)
+        _cpu.call(f"pf_sparse_grid_backward_{suffix}", *given, x_grad, row_grad, None)
     return x.new_empty(0) if x_grad is None else x_grad, x.new_empty(0) if row_grad is None else row_grad
+
+
+def _backward_of_touched(grad: Tensor, x: Tensor, rows: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+    marks = torch.zeros(rows.shape[0], dtype=torch.uint8, device=rows.device)
+    if not _cpu.usable(grad, x, rows, index):
+        for found, _ in _corners(x, index, rows.shape[0]):
+            marks[found[found >= 0]] = 1
+        touched = marks.nonzero()[:, 0]
+        return touched, _sample_backward(grad, x, rows, index, False, True)[1][touched]
+    grad, x, rows = grad.contiguous(), x.contiguous(), rows.contiguous()
+    suffix = _cpu.suffix_of(x)
+    _cpu.call(f"pf_sparse_grid_touched_{suffix}", x, x.shape[0], rows.shape[0], index, *index.shape, marks)
+    touched = marks.nonzero()[:, 0]
+    slots = torch.empty(rows.shape[0], dtype=torch.int32)
+    slots[touched] = torch.arange(len(touched), dtype=torch.int32)
+    out = _native.new_empty(rows, len(touched), rows.shape[1]).zero_()
+    given = (x, x.shape[0], rows, *rows.shape, index, *index.shape, grad)
+    _cpu.call(f"pf_sparse_grid_backward_{suffix}", *given, None, out, slots)
+    return touched, out
 
 
 def _backward_on_cuda(given: tuple[Any, ...], x_grad: Tensor | None, row_grad: Tensor | None, suffix: str) -> None:
@@ -256,6 +277,37 @@ def _autograd(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     return x_grad if need_x else None, row_grad if need_rows else None, None
 
 
+class _OfTouchedRows(torch.autograd.Function):
+    """`sparse_grid_sample` with a sparse gradient of the rows, which no operator's autograd may give."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, rows: Tensor, index: Tensor) -> Tensor:
+        ctx.save_for_backward(x, rows, index)
+        return _sparse_grid_sample(x, rows, index)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+        need_x, need_rows = ctx.needs_input_grad[:2]
+        saved = ctx.saved_tensors
+        x_grad = _sparse_grid_sample_backward(grad, *saved, True, False)[0] if need_x else None
+        if not need_rows:
+            return x_grad, None, None
+        touched, values = _backward_of_touched_op(grad, *saved)
+        shape = saved[1].shape
+        row_grad = torch.sparse_coo_tensor(touched[None], values, shape, is_coalesced=True, check_invariants=False)
+        return x_grad, row_grad, None
+
+
+def _fake_touched(grad: Tensor, x: Tensor, rows: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+    count = torch.library.get_ctx().new_dynamic_size()
+    return x.new_empty(count, dtype=torch.int64), rows.new_empty(count, rows.shape[1])
+
+
+_backward_of_touched_op = _library.define(
+    "sparse_grid_rows_backward(Tensor grad, Tensor x, Tensor rows, Tensor index) -> (Tensor, Tensor)",
+    _backward_of_touched,
+    _fake_touched,
+)
 _sparse_grid_sample_backward = _library.define(
     "sparse_grid_sample_backward(Tensor grad, Tensor x, Tensor rows, Tensor index, bool need_x, bool need_rows)"
     " -> (Tensor, Tensor)",

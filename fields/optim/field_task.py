@@ -124,9 +124,16 @@ class FieldTask(ABC):
 
     # -- optim.loop.Task --------------------------------------------------------------------------------------------
 
-    @abstractmethod
     def step(self, step: int, lr_scale: float) -> StepResult:
-        """See `loop.Task`."""
+        self.field.sparse_gradients = True  # others who train the field, before or after, may not take them
+        try:
+            return self._step(step, lr_scale)
+        finally:
+            self.field.sparse_gradients = False
+
+    @abstractmethod
+    def _step(self, step: int, lr_scale: float) -> StepResult:
+        """What `loop.Task` calls `step`."""
 
     @abstractmethod
     def _density_pass(self, x: Tensor, footprint: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
@@ -209,7 +216,7 @@ class FieldTask(ABC):
         total.backward()
         self.field.add_prior_gradients(step, self.seed)
         finite = bool(torch.isfinite(total.detach())) and all(
-            p.grad is None or bool(torch.isfinite(p.grad.sum())) for p, _ in self.parameters.values()
+            p.grad is None or _finite(p.grad) for p, _ in self.parameters.values()
         )
         if finite:
             self.matrices.take_gradients()
@@ -225,6 +232,11 @@ class FieldTask(ABC):
                     )
             self.matrices.descend(lr_scale if matrix_scale is None else matrix_scale, self.config.precision)
         return finite
+
+
+def _finite(gradient: Tensor) -> bool:
+    values = gradient._values() if gradient.is_sparse else gradient
+    return bool(torch.isfinite(values.sum()))
 
 
 def psnr_of(squared: float) -> float:

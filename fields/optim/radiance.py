@@ -72,7 +72,7 @@ class RadianceTask(FieldTask):
 
     # -- optim.loop.Task --------------------------------------------------------------------------------------------
 
-    def step(self, step: int, lr_scale: float) -> StepResult:
+    def _step(self, step: int, lr_scale: float) -> StepResult:
         if step % self.config.occupancy_every == 0:
             self._refresh_occupancy(step)
         batch = self.source.batch(step, self.ray_count)

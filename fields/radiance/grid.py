@@ -206,7 +206,8 @@ class GridField(RadianceField):
 
     def _harmonics_at(self, x: Tensor) -> Tensor:
         """(N, 3 sh_bands^2), colour by colour."""
-        return sparse_grid_sample(self.to_unit(x), self.harmonics, self.index)
+        sparse = self.sparse_gradients and self._finest and x.device.type == "cpu"
+        return sparse_grid_sample(self.to_unit(x), self.harmonics, self.index, sparse=sparse)
 
     def basis(self, directions: Tensor) -> Tensor:
         """(N, sh_bands^2): what the harmonics of a colour are multiplied with, seen along unit directions (N, 3)."""
@@ -237,8 +238,13 @@ class GridField(RadianceField):
 
     # -- total variation --------------------------------------------------------------------------------------------
 
+    @property
+    def _finest(self) -> bool:
+        """Whether it has grown and will not again: total variation has no part in it then."""
+        return self.config.stage == self.config.doublings > 0
+
     def add_prior_gradients(self, step: int, seed: int) -> None:
-        if self.config.stage == self.config.doublings > 0:
+        if self._finest:
             return
         rows = self.density.shape[0]
         count = max(1, int(VARIATION_SHARE * rows))

@@ -28,6 +28,7 @@ from polyfield.fields.ops.hash_encode import HashGridSpec
 from polyfield.fields.optim.field_task import RadianceTaskConfig
 from polyfield.fields.optim.loop import LoopConfig, optimise
 from polyfield.fields.radiance import (
+    GridField,
     GridFieldConfig,
     HashField,
     HashFieldConfig,
@@ -285,6 +286,21 @@ def test_cells_that_the_student_has_emptied_go_where_they_are_few(monkeypatch):
     after = task.occupancy.flags()
     assert not bool((after & ~before).any())
     assert int(after.sum()) < 0.5 * int(before.sum())
+
+
+def test_a_task_takes_sparse_gradients_and_others_are_not_given_any():
+    field = GridField(GridFieldConfig(first_cells=6, doublings=1))
+    field.grow(1.0, pytest.fail)
+    for weights in (RAYS_ONLY, DistillWeights()):
+        task = task_of(field, ball_model(), samples=1024, weights=weights)
+        before = field.harmonics.detach().clone()
+        assert task.step(0, 1.0).finite
+        assert field.harmonics.grad is not None
+        assert field.harmonics.grad.is_sparse
+        assert not field.sparse_gradients
+        moved = (field.harmonics != before).any(1).nonzero()[:, 0]
+        assert 0 < len(moved) < len(before)
+        assert set(moved.tolist()) <= set(field.harmonics.grad._indices()[0].tolist())
 
 
 def test_the_rates_are_factors_of_the_learning_rates():

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from helpers.ball_model import MARCH, ball_model
 
 from polyfield.fields import Model
-from polyfield.fields.convert import SHORTCUTS, Teacher, TeacherRays, orbit_cameras
+from polyfield.fields.convert import SHORTCUTS, Teacher, TeacherRays, finer, orbit_cameras
 from polyfield.fields.convert.shortcuts import sample_grid
 from polyfield.fields.ops.activations import density_from_raw, log_density, raw_of_log_density
-from polyfield.fields.radiance import GridField, GridFieldConfig
+from polyfield.fields.radiance import GridField, GridFieldConfig, HashField
 from polyfield.fields.radiance.grid import EMPTY
 from polyfield.fields.render import render_rays
 
@@ -84,6 +85,17 @@ def test_empty_space_of_the_teacher_is_empty_in_the_lattice():
     raw = student.geometry(torch.tensor([[0.9, 0.9, 0.9], [0.0, 0.0, 0.0]])).density_raw
     assert float(raw[0]) == pytest.approx(EMPTY["exp"])
     assert float(raw[1]) == pytest.approx(math.log(60.0) + 3.0, abs=1e-3)
+
+
+def test_a_lattice_is_finer_where_its_teacher_leaves_room_for_it():
+    model = ball_model()
+    rows = float(model.occupancy.flags().float().mean()) * 160**3
+    config = GridFieldConfig(first_cells=32, most_rows=int(1.35 * rows))
+    hashed = Teacher(Model(HashField(), model.occupancy, MARCH, model.to_dataset))
+    assert finer(config, hashed) == replace(config, first_cells=40)
+    assert finer(replace(config, most_rows=int(1.3 * rows)), hashed).first_cells == 32
+    assert finer(replace(config, contraction="cube"), hashed).first_cells == 32
+    assert finer(config, Teacher(model)) == config
 
 
 def test_the_table_names_fields_of_scenes(tmp_path):

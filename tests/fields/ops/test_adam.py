@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.native_levels import SIZES, each_level, threads, uniform
+from helpers.native_levels import SIZES, each_level, on_reference, threads, uniform
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -130,6 +130,51 @@ def test_gradients_may_have_any_strides():
     assert torch.equal(strided[0], dense[0])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("row", [(1,), (2,), (27,), (5, 7)])
+def test_a_sparse_gradient_moves_its_rows_as_a_dense_one_does(row, dtype):
+    dense = state_of((400, *row), dtype, touched=0.2)
+    sparse = [t.clone() for t in dense]
+    rows = (dense[1].flatten(1) != 0).any(1).nonzero()[:, 0]
+    gradient = torch.sparse_coo_tensor(
+        rows[None], dense[1][rows], dense[1].shape, is_coalesced=True, check_invariants=True
+    )
+    for step in (1, 2):
+        lazy_adam_(*dense, step=step, lr=1e-2)
+        lazy_adam_(sparse[0], gradient, *sparse[2:], step=step, lr=1e-2)
+    for k in (0, 2, 3):
+        torch.testing.assert_close(sparse[k], dense[k], **CLOSE[dtype])
+        assert row != (27,) or torch.equal(sparse[k], dense[k])
+    with on_reference():
+        plain = state_of((400, *row), dtype, touched=0.2)
+        lazy_adam_(plain[0], gradient, *plain[2:], step=1, lr=1e-2)
+        lazy_adam_(plain[0], gradient, *plain[2:], step=2, lr=1e-2)
+    for k in (0, 2, 3):
+        torch.testing.assert_close(plain[k], dense[k], **CLOSE[dtype])
+
+
+def test_a_sparse_gradient_may_name_rows_twice_or_give_them_zero():
+    parameter, m, v = torch.ones(5, 2), torch.full((5, 2), 0.5), torch.full((5, 2), 0.25)
+    rows = torch.tensor([[3, 1, 3, 2]])
+    values = torch.tensor([[1.0, 2.0], [0.0, 0.0], [-1.0, 3.0], [4.0, 0.0]])
+    gradient = torch.sparse_coo_tensor(rows, values, (5, 2), check_invariants=True)
+    dense = [t.clone() for t in (parameter, m, v)]
+    lazy_adam_(parameter, gradient, m, v, step=1, lr=0.1)
+    lazy_adam_(dense[0], gradient.to_dense(), *dense[1:], step=1, lr=0.1)
+    for mine, other in zip((parameter, m, v), dense, strict=True):
+        assert torch.equal(mine, other)
+    assert torch.equal((parameter != 1).all(1), torch.tensor([False, False, True, True, False]))
+
+
+def test_a_row_that_there_is_not_is_left_out():
+    parameter, m, v = torch.ones(5, 2), torch.zeros(5, 2), torch.zeros(5, 2)
+    gradient = torch.sparse_coo_tensor(
+        torch.tensor([[-3, 1, 5]]), torch.ones(3, 2), (5, 2), is_coalesced=True, check_invariants=False
+    )
+    lazy_adam_(parameter, gradient, m, v, step=1, lr=0.5)
+    assert torch.equal((parameter != 1).any(1), torch.tensor([False, True, False, False, False]))
+
+
 @pytest.mark.parametrize("skip", [True, False])
 def test_results_are_bit_equal_on_one_and_two_threads(skip):
     results = []
@@ -178,6 +223,11 @@ def test_error_texts():
         lazy_adam_(*state, step=0, lr=0.1)
     with pytest.raises(ConfigError, match=r"betas must be in \[0, 1\); got \(0.9, 1.0\)"):
         lazy_adam_(*state, step=1, lr=0.1, betas=(0.9, 1.0))
+    parameter, gradient, *moments = state
+    with pytest.raises(ConfigError, match=r"a sparse gradient must be of rows .*, and only with skip_untouched"):
+        lazy_adam_(parameter, gradient.to_sparse(1), *moments, step=1, lr=0.1, skip_untouched=False)
+    with pytest.raises(ConfigError, match=r"a sparse gradient must be of rows \(one sparse dimension; got 2\)"):
+        lazy_adam_(parameter, gradient.to_sparse(), *moments, step=1, lr=0.1)
     with pytest.raises(ConfigError, match=r"lr and eps must be finite and at least 0; got lr=nan"):
         lazy_adam_(*state, step=1, lr=math.nan)
     with pytest.raises(ShapeError, match=r"gradient must be like parameter, \(6, 2\).*got \(5, 2\)"):

@@ -1,5 +1,6 @@
 """The sparse grid: against the reference, against torch's grid_sample, its derivatives and its total variation."""
 
+import contextlib
 import math
 
 import pytest
@@ -102,6 +103,49 @@ def test_gradients_only_where_they_are_wanted():
         assert torch.equal(torch.autograd.grad(out, leaf, cotangent)[0], expected)
 
 
+@pytest.mark.parametrize("channels", [1, 5, 27])
+def test_sparse_gradients_are_the_rows_that_were_touched_to_the_bit(channels):
+    x, rows, index = make(60, channels, torch.float32)
+    cotangent = uniform(60, channels, seed=2, dtype=torch.float32, low=-1)
+
+    def gradients(sparse: bool) -> tuple[torch.Tensor, ...]:
+        return torch.autograd.grad(sparse_grid_sample(x, rows, index, sparse=sparse), (x, rows), cotangent)
+
+    for _backend in (contextlib.nullcontext(), on_reference()):
+        with _backend:
+            (x_dense, dense), (x_sparse, sparse) = gradients(False), gradients(True)
+        assert torch.equal(x_dense, x_sparse)
+        touched = sparse._indices()[0]
+        assert (touched.diff() > 0).all()
+        assert 0 < len(touched) < rows.shape[0]
+        torch.sparse_coo_tensor(sparse._indices(), sparse._values(), sparse.shape, check_invariants=True)
+        assert torch.equal(sparse.to_dense(), dense)
+
+
+def test_sparse_gradients_only_where_they_are_wanted():
+    x, rows, index = make(20, 3)
+    out = sparse_grid_sample(x, rows.detach(), index, sparse=True)
+    assert torch.autograd.grad(out.sum(), x)[0].shape == (20, 3)
+    out = sparse_grid_sample(x.detach(), rows, index, sparse=True)
+    assert torch.autograd.grad(out.sum(), rows)[0].is_sparse
+    assert torch.equal(out, sparse_grid_sample(x, rows, index))
+
+
+def test_sparse_gradients_of_several_uses_add_up():
+    x, rows, index = make(50, 3)
+    used = [sparse_grid_sample(part, rows, index, sparse=True) for part in x.detach().split(20)]
+    (found,) = torch.autograd.grad(torch.cat(used).square().sum(), rows)
+    (dense,) = torch.autograd.grad(sparse_grid_sample(x.detach(), rows, index).square().sum(), rows)
+    assert found.is_sparse
+    torch.testing.assert_close(found.to_dense(), dense)
+
+
+def test_no_position_touches_no_row():
+    _, rows, index = make(0, 3)
+    out = sparse_grid_sample(uniform(0, 3), rows, index, sparse=True)
+    assert torch.autograd.grad(out.sum(), rows)[0]._indices().shape == (1, 0)
+
+
 def test_positions_outside_are_taken_at_the_border_and_have_no_slope_there():
     x = torch.tensor([[-3.0, 0.4, 7.0], [math.nan, 0.4, math.inf]], dtype=torch.float64).requires_grad_()
     _, rows, index = make(1, 3, share=2.0)
@@ -193,6 +237,8 @@ def test_opcheck():
     torch.library.opcheck(torch.ops.polyfield.sparse_grid_sample.default, (x, rows, index))
     given = (uniform(5, 3), x.detach(), rows.detach(), index, True, True)
     torch.library.opcheck(torch.ops.polyfield.sparse_grid_sample_backward.default, given)
+    given = (uniform(5, 3), x.detach(), rows.detach(), index)
+    torch.library.opcheck(torch.ops.polyfield.sparse_grid_rows_backward.default, given)
     cells = (index.flatten() >= 0).nonzero()[:, 0].int()
     given = (torch.zeros_like(rows).detach(), rows.detach(), index, cells, 2, 9, 0.5)
     torch.library.opcheck(torch.ops.polyfield.add_variation_gradient_.default, given)

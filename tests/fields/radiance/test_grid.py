@@ -280,3 +280,22 @@ def test_gradients_reach_every_parameter_and_the_position():
     assert x.grad is not None
     assert bool((x.grad != 0).any(1).all())
     assert all(p.grad is not None and float(p.grad.abs().sum()) > 0 for p in field.parameters())
+
+
+def test_harmonics_have_sparse_gradients_for_who_takes_them_once_nothing_smooths_the_field():
+    field = ball()
+    x = near(torch.randn(500, 3, generator=torch.Generator().manual_seed(2)), RADIUS)
+
+    def gradient() -> torch.Tensor:
+        field.harmonics.grad = None
+        answers(field, x)[1].square().sum().backward()
+        assert field.harmonics.grad is not None
+        return field.harmonics.grad
+
+    field.sparse_gradients = True
+    assert not gradient().is_sparse
+    field.grow(1.0, pytest.fail)
+    found = gradient()
+    assert found.is_sparse
+    field.sparse_gradients = False
+    assert torch.equal(found.to_dense(), gradient())
