@@ -29,6 +29,8 @@ from .errors import ConfigError, ShapeError
 Form = Literal["radial", "paper"]
 MODELS = 10
 """Untrained models per candidate (section 4 of the paper)."""
+MOST_FREQUENCY = 10**6
+"""That a user may ask for: far above any that helps, far below what float32 cannot hold."""
 BINS = 64
 """Frequencies compared (the released configurations)."""
 
@@ -71,7 +73,7 @@ def frequency_number(text: str) -> float | None:
     """What a user's `--frequency` says: the number, or None for auto and default.
 
     Raises:
-        ConfigError: neither of these, or negative, or not finite.
+        ConfigError: neither of these, or out of range.
     """
     if text in ("auto", "default"):
         return None
@@ -79,8 +81,8 @@ def frequency_number(text: str) -> float | None:
         value = float(text)
     except ValueError:
         raise ConfigError(f"--frequency must be auto, default or a number; got {text!r}") from None
-    if not 0 <= value < math.inf:
-        raise ConfigError(f"--frequency must be a finite number of 0 or more; got {text}")
+    if not 0 <= value <= MOST_FREQUENCY:
+        raise ConfigError(f"--frequency must be 0 to {MOST_FREQUENCY}; got {text}")
     return value
 
 

@@ -44,6 +44,7 @@ from .capacity import Candidates, Capacity, Wish, bytes_of, choose_capacity
 from .device import Device, pick_device
 from .evaluate import FRAME_TOLERANCE, cameras_for, frame_change, frames_apart
 from .presets import Preset, Surroundings, with_settings
+from .ranges import MOST_SEED, MOST_STEPS, SAMPLES, check_range
 from .rays import SceneRays
 from .run_state import CHECKPOINT, Progress, Speedometer, StoredState, append_log, load_state, read_state, save_state
 from .scene import Scene
@@ -109,6 +110,10 @@ class ConvertOptions:
         if self.to not in get_args(Kind):
             raise ConfigError(f"a model is converted to one of {', '.join(get_args(Kind))}; got {self.to!r}")
         check_levels(self.active)
+        check_range("--seed", self.seed, 0, MOST_SEED)
+        check_range("--samples", self.samples, *SAMPLES)
+        check_range("--checkpoint-every", self.checkpoint_every, 1, MOST_STEPS)
+        check_range("--evaluate-every", self.evaluate_every, 1, MOST_STEPS)
         if not 0 <= self.finish < 1:
             raise ConfigError(f"--finish must be in [0, 1), a share of the conversion; got {self.finish:g}")
         if self.size_limit is not None:

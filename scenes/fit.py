@@ -29,11 +29,13 @@ from ..fields.optim.loop import Clock, LoopConfig, LoopState, optimise
 from ..fields.optim.memory import keep_freed_memory
 from ..fields.spectrum import FrequencyChoice, choose_frequency, frequency_number
 from .device import Device, pick_device
+from .ranges import MOST_SEED, check_range
 from .signals import Input
 
 FieldKind = Literal[
     "siren", "finer", "wire", "gauss", "fourier", "pe", "cam", "hash", "rbf", "planes", "tensor", "neurbf"
 ]
+MOST_LR = 1000
 CHECKPOINT_SECONDS = 30.0
 SPECTRUM_SIDE, SPECTRUM_MODELS = 192, 3
 """Pixels of the shorter side at which spectra are compared (the 64 frequencies compared need 128), and untrained models
@@ -76,13 +78,14 @@ class FitOptions:
             raise ConfigError("give --max-steps or --max-seconds, not both")
         if self.batch is not None and not 1 <= self.batch <= 1 << 26:
             raise ConfigError(f"--batch must be 1 to {1 << 26} points; got {self.batch}")
+        check_range("--seed", self.seed, 0, MOST_SEED)
         if not 2 <= self.grid <= 1024:
             raise ConfigError(f"--grid must be 2 to 1024 cells; got {self.grid}")
-        if not 0 < self.lr < math.inf:
-            raise ConfigError(f"--lr must be a positive factor; got {self.lr:g}")
+        if not 0 < self.lr <= MOST_LR:
+            raise ConfigError(f"--lr must be a positive factor of at most {MOST_LR}; got {self.lr:g}")
         if self.modulated_by != "auto" and self.field != "cam":
             raise ConfigError(f"--modulated-by is for --field cam; {self.field} has no such grids: leave it out")
-        _ = self.number
+        _ = self.number, self.loop()
 
     @property
     def chooses(self) -> bool:
@@ -186,7 +189,7 @@ def fit_signal(
 
     Raises:
         ConfigError: contradicting options. FormatError: a checkpoint that does not fit; `out` cannot be written.
-        KeyboardInterrupt: passed on after the state was saved.
+        KeyboardInterrupt: passed on; the state was saved.
     """
     keep_freed_memory()
     session = _Session(source, options, out, name)
@@ -199,6 +202,7 @@ def fit_signal(
     except KeyboardInterrupt:
         session.save_checkpoint()
         raise
+    session.save_checkpoint()  # measuring may take long: what was learned is not lost in it
     model = session.model
     signal = source.signal
     if isinstance(signal, MeshSignal):

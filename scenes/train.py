@@ -41,6 +41,7 @@ from .presets import (
     surroundings_of,
     with_frequency,
 )
+from .ranges import MOST_SEED, MOST_STEPS, SAMPLES, check_range
 from .rays import SceneRays
 from .run_state import (
     CHECKPOINT,
@@ -103,6 +104,13 @@ class TrainOptions:
     """Steps between checkpoints; one is also written at the end and on Ctrl-C."""
     evaluate_every: int = 500
     """Steps between looks at held-out rays (not counted as training time)."""
+
+    def __post_init__(self) -> None:
+        check_range("--seed", self.seed, 0, MOST_SEED)
+        check_range("--samples", self.samples, *SAMPLES)
+        check_range("--distortion", self.distortion, 0, 1000)
+        check_range("--checkpoint-every", self.checkpoint_every, 1, MOST_STEPS)
+        check_range("--evaluate-every", self.evaluate_every, 1, MOST_STEPS)
 
     @property
     def chooses(self) -> bool:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError, ShapeError
-from . import _cpu, _library, _native
+from . import _cpu, _cuda, _library, _native
 
 
 def lazy_adam_(
@@ -187,7 +187,7 @@ def _update_rows(
 ) -> None:
     if gradient.numel() == 0:
         return
-    if not _cpu.usable(parameter, gradient, m, v):
+    if _cuda.usable(parameter, gradient, m, v) or not _cpu.usable(parameter, gradient, m, v):
         there = (rows >= 0) & (rows < parameter.shape[0])
         rows, gradient = rows[there], gradient[there]
         own, own_m, own_v = (tensor[rows] for tensor in (parameter, m, v))

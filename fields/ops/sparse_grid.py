@@ -214,7 +214,7 @@ def _sample_backward(
 
 def _backward_of_touched(grad: Tensor, x: Tensor, rows: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
     marks = torch.zeros(rows.shape[0], dtype=torch.uint8, device=rows.device)
-    if not _cpu.usable(grad, x, rows, index):
+    if _cuda.usable(grad, x, rows, index) or not _cpu.usable(grad, x, rows, index):
         for found, _ in _corners(x, index, rows.shape[0]):
             marks[found[found >= 0]] = 1
         touched = marks.nonzero()[:, 0]

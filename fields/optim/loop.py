@@ -85,8 +85,8 @@ class LoopConfig:
             raise ConfigError("exactly one of max_steps and max_seconds must be given")
         if self.max_steps is not None and self.max_steps < 1:
             raise ConfigError(f"max_steps must be at least 1; got {self.max_steps}")
-        if self.max_seconds is not None and not self.max_seconds > 0:
-            raise ConfigError(f"max_seconds must be positive; got {self.max_seconds}")
+        if self.max_seconds is not None and not 0 < self.max_seconds < math.inf:
+            raise ConfigError(f"max_seconds must be positive and finite; got {self.max_seconds}")
 
 
 @dataclass

@@ -87,8 +87,9 @@ def run(arguments: Sequence[str]) -> int:
             )
     except KeyboardInterrupt:
         saved = checkpoint_path(command.out)
-        where = f"saved in {saved}" if saved.exists() else "nothing was learned yet"
-        raise Interrupted(f"{where}; the same command with --resume continues") from None
+        if not saved.exists():
+            raise Interrupted("nothing was learned yet") from None
+        raise Interrupted(f"saved in {saved}; the same command with --resume continues") from None
     facts = result_of(command, source, result)
     print(json.dumps(facts, indent=2) if command.json else summary(command, facts))
     return OK

@@ -131,15 +131,16 @@ class Render:
 def run(arguments: Sequence[str]) -> int:
     """The command."""
     command = parse(Render, arguments, "polyfield render")
-    if not command.model.is_dir() and _is_fit(command.model):
+    file = run_folder.model_file(command.model)
+    if _is_fit(file):
         return _render_fit(command)
-    command.check_for_scene()
     from ...fields.model import Model
     from ...fields.render.frame import render
     from ..device import pick_device
     from ..pictures import FilmWriter, StillWriter
 
-    model = Model.load(run_folder.model_file(command.model), device=pick_device(command.device))
+    model = Model.load(file, device=pick_device(command.device))
+    command.check_for_scene()
     cameras = path_of(command, model)
     writer_type = FilmWriter if command.is_film() else StillWriter
     writing = writer_type(command.out, command.channel_list(), model, cameras, fps=command.fps)
@@ -153,12 +154,12 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _is_fit(path: Path) -> bool:
-    """Whether a file holds what `fit` writes; what is damaged or no file at all is left to the loader of scenes."""
+    """Whether a file holds what `fit` writes; what is damaged is left to the loader of scenes."""
     from ...fields.formats.model_file import read_header
     from ...fields.implicit.model import FILE_KIND
 
     try:
-        return path.is_file() and read_header(path).get("kind") == FILE_KIND
+        return read_header(path).get("kind") == FILE_KIND
     except FormatError:
         return False
 

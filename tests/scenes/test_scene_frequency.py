@@ -145,7 +145,7 @@ def test_cells_of_a_hash_grid_are_counted_across_the_unit_box():
         ({"model": "planes", "frequency": "3"}, "--frequency is for the models mlp, cam, hash and rbf; planes has"),
         ({"model": "mlp", "network": "gauss", "frequency": "auto"}, "auto cannot choose for --network gauss"),
         ({"model": "hash", "frequency": "loud"}, "--frequency must be auto, default or a number; got 'loud'"),
-        ({"model": "hash", "frequency": "-3"}, "--frequency must be a finite number of 0 or more; got -3"),
+        ({"model": "hash", "frequency": "-3"}, "--frequency must be 0 to 1000000; got -3"),
         ({"model": "hash", "frequency": "7"}, "resolutions must satisfy"),
         ({"model": "mlp", "frequency": "33"}, "octaves must be 1 to 32; got 33"),
         ({"model": "mlp", "network": "siren", "frequency": "0"}, "first_omega must be positive; got 0"),

@@ -22,6 +22,7 @@ from polyfield.fields.formats.model_file import read_tensors, write_tensors
 from polyfield.fields.ops import _cpu
 from polyfield.fields.radiance import GridFieldConfig
 from polyfield.scenes import TrainOptions, train_scene
+from polyfield.scenes.convert import ConvertOptions
 from polyfield.scenes.presets import PRESETS, grid_preset
 
 pytestmark = pytest.mark.skipif(_cpu.level() == "reference", reason="training by the torch references takes minutes")
@@ -234,6 +235,26 @@ def test_bf16_is_refused_where_there_are_no_networks(tmp_path):
 def test_settings_of_networks_are_refused_where_a_field_is_none(tmp_path, changes):
     with pytest.raises(ConfigError, match="--network, --view-grids and --bits are for the models mlp and cam"):
         run(tmp_path / "run", 2, **changes)
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"seed": 2**31}, "--seed must be 0 to 2147483647; got 2147483648"),
+        ({"samples": 0}, "--samples must be 1024 to 16777216; got 0"),
+        ({"evaluate_every": -1}, "--evaluate-every must be 1 to 1000000000; got -1"),
+        ({"checkpoint_every": 0}, "--checkpoint-every must be 1 to 1000000000; got 0"),
+    ],
+)
+def test_numbers_out_of_range_are_named_before_anything_is_made(change, text):
+    for options in (TrainOptions, ConvertOptions):
+        with pytest.raises(ConfigError, match=text):
+            options(**change)
+
+
+def test_a_weight_that_is_no_number_is_refused():
+    with pytest.raises(ConfigError, match="--distortion must be 0 to 1000; got nan"):
+        TrainOptions(distortion=float("nan"))
 
 
 def test_steps_and_seconds_together_are_refused(tmp_path):

@@ -65,6 +65,23 @@ def test_an_interrupted_fit_says_how_to_go_on(folder, capsys, monkeypatch):
     assert [p.name for p in (folder / "sub").iterdir()] == ["a.safetensors"]
 
 
+def test_what_was_learned_is_not_lost_when_measuring_it_is_interrupted(folder, capsys, monkeypatch):
+    measure = "polyfield.scenes.fit.measure_fit"
+
+    def stopped(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(measure, stopped)
+    command = ["fit", "a.png", "--out", "sub/a.safetensors", "--max-steps", "4"]
+    assert main(command) == 130
+    assert "saved in sub/a.checkpoint.safetensors; the same command with --resume" in capsys.readouterr().err
+    monkeypatch.undo()
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr("polyfield.fields.optim.fit.FitTask.step", lambda *_: pytest.fail("learned again"))
+    assert main([*command, "--resume"]) == 0
+    assert [p.name for p in (folder / "sub").iterdir()] == ["a.safetensors"]
+
+
 @pytest.mark.parametrize(
     ("command", "text"),
     [
@@ -75,7 +92,8 @@ def test_an_interrupted_fit_says_how_to_go_on(folder, capsys, monkeypatch):
         (["fit", "a.png", "--out", "b.safetensors", "--resume"], "there is nothing to resume"),
         (["render", "f.safetensors", "--out", "f.mp4"], "--out of an image must be .png"),
         (["render", "f.safetensors", "--out", "f.png", "--orbit", "3"], "is a fit: it has no cameras"),
-        (["render", "a.png", "--out", "f"], "give one of --orbit N"),
+        (["render", "a.png", "--out", "f.png"], "a.png is not a safetensors file"),
+        (["render", "none.safetensors", "--out", "f.png"], "none.safetensors: no such model file or run folder"),
     ],
 )
 def test_wrong_use_is_one_line_and_leaves_nothing(folder, capsys, command, text):
