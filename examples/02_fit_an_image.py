@@ -32,7 +32,7 @@ def main() -> None:
     # out, `fit_signal` does the same by itself.
     options = FitOptions(field=arguments.field, max_steps=arguments.steps)
     choice = choose(source, options) if options.chooses else None
-    if choice is not None:
+    if choice is not None and choice.chosen is not None:
         print(f"{KINDS[arguments.field].frequency} = {choice.chosen:g}, out of {choice.candidates}")
 
     result = fit_signal(source, options, out=arguments.out / "field.safetensors", choice=choice)

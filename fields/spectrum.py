@@ -31,6 +31,8 @@ MODELS = 10
 """Untrained models per candidate (section 4 of the paper)."""
 MOST_FREQUENCY = 10**6
 """That a user may ask for: far above any that helps, far below what float32 cannot hold."""
+FLAT = 1e-6
+"""Values whose spread is less than so much of the largest are all the same: float32 rounds so."""
 BINS = 64
 """Frequencies compared (the released configurations)."""
 
@@ -38,9 +40,10 @@ BINS = 64
 class FrequencyChoice(NamedTuple):
     """What was tried and what is nearest."""
 
-    chosen: float
+    chosen: float | None
+    """None where nothing can be compared: the target has no detail, or no candidate's models are finite."""
     candidates: tuple[float, ...]
-    """That were looked at, in order."""
+    """That were looked at, in order; none where the target has no detail."""
     distances: tuple[float, ...]
     """Mean Wasserstein-1 distance of each candidate's spectra from the target's, in bins; infinite where not finite."""
     seconds: float
@@ -61,10 +64,12 @@ class FrequencyChoice(NamedTuple):
         try:
             candidates = tuple(float(c) for c in values["candidates"])
             distances = tuple(math.inf if d is None else float(d) for d in values["distances"])
-            choice = FrequencyChoice(float(values["chosen"]), candidates, distances, float(values["seconds"]))
+            chosen = None if values["chosen"] is None else float(values["chosen"])
+            choice = FrequencyChoice(chosen, candidates, distances, float(values["seconds"]))
         except (KeyError, TypeError, ValueError) as error:
             raise ConfigError(f"{values!r:.60} is no choice of a frequency") from error
-        if choice.chosen not in candidates or len(candidates) != len(distances) or not math.isfinite(choice.chosen):
+        of_these = chosen is None or (chosen in candidates and math.isfinite(chosen))
+        if not of_these or len(candidates) != len(distances):
             raise ConfigError(f"{values!r:.60} is no choice of a frequency")
         return choice
 
@@ -136,7 +141,8 @@ def choose_frequency(
     """The candidate whose untrained models look most like the target.
 
     Args:
-        target: (H, W, C) float; or several such pictures, of any sizes, over which the distance is averaged.
+        target: (H, W, C) float; or several such pictures, of any sizes, over which the distance is averaged; those
+            without detail do not count.
         untrained: (candidate, seed) -> (H, W, C), what a new model shows in place of the target, or of each of its
             pictures. The same seeds serve all candidates, which takes most of the noise out of the comparison.
         candidates: in rising order.
@@ -151,10 +157,14 @@ def choose_frequency(
     if not candidates or models < 1:
         raise ConfigError(f"there must be candidates and models; got {len(candidates)} and {models}")
     begin, count = time.perf_counter(), len(candidates)
+    detailed = [_has_detail(picture) for picture in ([target] if isinstance(target, Tensor) else target)]
+    if not any(detailed):
+        return FrequencyChoice(None, (), (), time.perf_counter() - begin)
 
     def spectra(pictures: Tensor | Sequence[Tensor]) -> Tensor:
         several = [pictures] if isinstance(pictures, Tensor) else pictures
-        return torch.cat([spectrum(picture[None].float(), bins=bins, form=form) for picture in several])
+        kept = [picture for picture, counts in zip(several, detailed, strict=True) if counts]
+        return torch.cat([spectrum(picture[None].float(), bins=bins, form=form) for picture in kept])
 
     goals = spectra(target)
     found: dict[int, float] = {}
@@ -172,7 +182,14 @@ def choose_frequency(
     best = min(found, key=lambda k: found[k])
     order = sorted(found)
     names, distances = tuple(candidates[k] for k in order), tuple(found[k] for k in order)
-    return FrequencyChoice(candidates[best], names, distances, time.perf_counter() - begin)
+    chosen = candidates[best] if math.isfinite(found[best]) else None
+    return FrequencyChoice(chosen, names, distances, time.perf_counter() - begin)
+
+
+def _has_detail(picture: Tensor) -> bool:
+    """Whether (H, W, C) differs from a constant by more than rounding."""
+    spread = picture.amax((0, 1)) - picture.amin((0, 1))
+    return bool((spread > FLAT * picture.abs().amax()).any())
 
 
 def _bins(height: int, width: int, form: Form) -> Tensor:

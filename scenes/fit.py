@@ -18,11 +18,12 @@ import torch
 from torch import Tensor, nn
 
 from .. import __version__  # pyright: ignore[reportMissingImports]
-from ..fields.errors import ConfigError, FormatError
+from ..fields.errors import ConfigError, FormatError, NativeError
 from ..fields.formats.model_file import read_tensors, write_tensors
 from ..fields.implicit import KINDS, GridSignal, ImplicitModel, MeshSignal, build, config_for
-from ..fields.implicit.kinds import Config, Network
+from ..fields.implicit.kinds import Config, Kind, Network, modulated
 from ..fields.implicit.signal import grid_points
+from ..fields.implicit.surface import Target
 from ..fields.ops.mesh_bvh import signed_distances
 from ..fields.optim.fit import FitQuality, FitTask, measure_fit, measure_surface
 from ..fields.optim.loop import Clock, LoopConfig, LoopState, optimise
@@ -49,17 +50,23 @@ class FitOptions:
     field: FieldKind = "hash"
     """Family: hash, rbf (as hash, decoded by Gaussian units), planes or tensor (grids, quick), neurbf (kernels placed
     by the signal), or a network of coordinates: siren, finer, wire, gauss, fourier (random Fourier features), pe
-    (octaves), cam (fourier with modulation grids)."""
+    (octaves), cam (one of these with modulation grids)."""
     max_steps: int | None = None
     """Total optimisation steps. Default: by time."""
     max_seconds: float | None = None
     """Fitting time; choosing the frequency, placing kernels and evaluating are not counted. Default: 60."""
     frequency: str = "auto"
     """What the untrained network can show: auto chooses by the signal's spectrum (FreSh), default takes the paper's
-    setting, or a number (omega of siren, wire and gauss, bias of finer, sigma of fourier and cam, octaves of pe)."""
-    modulated_by: Literal["auto", "xy", "xyz", "time"] = "auto"
-    """Coordinates of cam's grids: the plane of the first two, three planes, or the time of a film. auto: two for
-    images, three for all else."""
+    setting, or a number (omega of siren, wire and gauss, bias of finer, sigma of fourier, octaves of pe; of cam what
+    its network has)."""
+    network: Literal["fourier", "pe", "siren", "finer", "wire", "gauss"] = "fourier"
+    """What cam modulates: the layers of this family."""
+    modulated_by: Literal["auto", "x", "xy", "xyz", "time"] = "auto"
+    """Coordinates of cam's grids: the first, the plane of the first two, three planes, or the time of a film. auto: two
+    for images, three for all else."""
+    target: Target = "sdf"
+    """What is learned of a mesh: sdf, its signed distance; udf, the unsigned distance, for meshes that have no inside;
+    occupancy, whether a point is inside."""
     batch: int | None = None
     """Points per step; default by the family. A signal with no more points is used whole in each step."""
     lr: float = 1.0
@@ -83,20 +90,29 @@ class FitOptions:
             raise ConfigError(f"--grid must be 2 to 1024 cells; got {self.grid}")
         if not 0 < self.lr <= MOST_LR:
             raise ConfigError(f"--lr must be a positive factor of at most {MOST_LR}; got {self.lr:g}")
-        if self.modulated_by != "auto" and self.field != "cam":
-            raise ConfigError(f"--modulated-by is for --field cam; {self.field} has no such grids: leave it out")
+        for option, given in (
+            ("--modulated-by", self.modulated_by != "auto"),
+            ("--network", self.network != "fourier"),
+        ):
+            if given and self.field != "cam":
+                raise ConfigError(f"{option} is for --field cam; {self.field} has no such grids: leave it out")
         _ = self.number, self.loop()
+
+    @property
+    def family(self) -> Kind:
+        """What the field is made of."""
+        return modulated(self.network) if self.field == "cam" else KINDS[self.field]
 
     @property
     def chooses(self) -> bool:
         """Whether the frequency is chosen by the spectrum of the signal."""
-        return self.frequency == "auto" and KINDS[self.field].frequency is not None
+        return self.frequency == "auto" and self.family.frequency is not None
 
     @property
     def number(self) -> float | None:
         """The frequency that was given as a number, else None."""
         value = frequency_number(self.frequency)
-        if value is not None and KINDS[self.field].frequency is None:
+        if value is not None and self.family.frequency is None:
             raise ConfigError(f"--field {self.field} has no frequency to set: it is sized by the signal")
         return value
 
@@ -111,7 +127,9 @@ class FitOptions:
         Raises:
             ConfigError: the signal has not the coordinates that shall modulate.
         """
-        config = config_for(self.field, signal)
+        if self.target != "sdf" and not isinstance(signal, MeshSignal):
+            raise ConfigError(f"--target {self.target} is for meshes; leave it out")
+        config = config_for(self.family, signal)
         if self.modulated_by == "auto":
             return config
         if self.modulated_by == "time" and signal.kind != "video":
@@ -120,7 +138,7 @@ class FitOptions:
 
     def with_frequency(self, config: Config, value: float) -> Config:
         """A family's settings with another frequency."""
-        name = KINDS[self.field].frequency
+        name = self.family.frequency
         assert name is not None
         whole = name == "octaves"
         return dataclasses.replace(config, **{name: round(value) if whole else float(value)})
@@ -145,6 +163,8 @@ class FitResult(NamedTuple):
     steps: int
     seconds: float
     parameters: int
+    skipped_steps: int
+    """That were not finite, and changed nothing."""
     choice: FrequencyChoice | None
     """What FreSh compared, where it was asked."""
 
@@ -156,7 +176,7 @@ def checkpoint_path(out: Path) -> Path:
 
 def choose(source: Input, options: FitOptions, report: Callable[[int, int], None] | None = None) -> FrequencyChoice:
     """The frequency that FreSh takes for a signal (for films, volumes and surfaces, by their middle slice)."""
-    family, signal = KINDS[options.field], source.signal
+    family, signal = options.family, source.signal
     config = options.config(signal)
     target = _small(signal)
     size = (target.shape[1], target.shape[0], 1)[: len(signal.size)]
@@ -178,6 +198,7 @@ def fit_signal(
     resume: bool = False,
     choice: FrequencyChoice | None = None,
     report: Callable[[FitProgress], None] | None = None,
+    measuring: Callable[[int, int], None] | None = None,
 ) -> FitResult:
     """Fit a field and write it to `out`.
 
@@ -186,9 +207,11 @@ def fit_signal(
         resume: continue from the checkpoint beside `out`, bit for bit on a CPU.
         choice: of `choose`, where it was made already; None: made here if the options ask for it.
         report: called after every step.
+        measuring: called with (cells done, all) while the quality is measured.
 
     Raises:
         ConfigError: contradicting options. FormatError: a checkpoint that does not fit; `out` cannot be written.
+        NativeError: the field was and stayed not finite.
         KeyboardInterrupt: passed on; the state was saved.
     """
     keep_freed_memory()
@@ -206,11 +229,13 @@ def fit_signal(
     model = session.model
     signal = source.signal
     if isinstance(signal, MeshSignal):
-        quality = measure_surface(model, signal, cells=options.grid)
+        quality = measure_surface(model, signal, cells=options.grid, report=measuring)
     else:
-        quality = measure_fit(model, signal)
+        quality = measure_fit(model, signal, report=measuring)
+    if not all(math.isfinite(value) for value in quality if value is not None):
+        raise NativeError("the field's values are not finite; fit it anew with a smaller --lr")
     parameters = sum(p.numel() for p in model.network.parameters())
-    result = FitResult(model, quality, state.step, state.seconds, parameters, session.choice)
+    result = FitResult(model, quality, state.step, state.seconds, parameters, state.skipped, session.choice)
     model.provenance |= {"steps": state.step, "seconds": state.seconds, **quality._asdict()}
     model.save(out)
     checkpoint_path(out).unlink(missing_ok=True)
@@ -244,7 +269,7 @@ class _Session:
         # What a signal places is in the checkpoint.
         network = build(options.field, config, options.seed, None if resume else signal).to(self.device)
         self.model = self._model(network)
-        family = KINDS[options.field]
+        family = options.family
         lr = {k: v * options.lr for k, v in family.lr.items()}
         batch = options.batch or family.batch
         self.task = FitTask(network, signal.to(self.device), lr=lr, batch=batch, seed=options.seed, **family.adam)
@@ -255,9 +280,11 @@ class _Session:
     def _model(self, network: Network) -> ImplicitModel:
         source = self.source
         provenance = {"input": self.name, "polyfield": __version__, "torch": torch.__version__}
+        if source.mesh is not None:
+            provenance |= {"mesh": dataclasses.asdict(source.mesh), "grid": self.options.grid}
         signal = source.signal
         cube = (*signal.corner, signal.side) if isinstance(signal, MeshSignal) else None
-        shown = (signal.kind, signal.size, source.low, source.high, source.fps, cube)
+        shown = (signal.kind, signal.size, source.low, source.high, source.fps, cube, self.options.target)
         return ImplicitModel(self.options.field, network, *shown, provenance)
 
     # -- hooks ------------------------------------------------------------------------------------------------------
@@ -334,7 +361,7 @@ def _small(signal: GridSignal | MeshSignal) -> Tensor:
     """(H, W, C): the image, or the middle slice, brought to `SPECTRUM_SIDE` where it is larger."""
     if isinstance(signal, MeshSignal):
         points = grid_points((SPECTRUM_SIDE, SPECTRUM_SIDE, 1), 0, SPECTRUM_SIDE**2)
-        return signed_distances(signal.bvh, points).reshape(SPECTRUM_SIDE, SPECTRUM_SIDE, 1)
+        return signal.wanted(signed_distances(signal.bvh, points)).reshape(SPECTRUM_SIDE, SPECTRUM_SIDE, 1)
     values = signal.values if signal.kind == "image" else signal.values[len(signal.values) // 2]
     scale = SPECTRUM_SIDE / min(values.shape[:2])
     planes = values.movedim(2, 0)[None].float()

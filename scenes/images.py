@@ -263,6 +263,17 @@ def available_memory() -> int:
     return max(min(found, default=_ASSUMED_MEMORY), 0)
 
 
+def demand_memory(path: Path, needed: int, there: int | None = None) -> None:
+    """Refuse a file that would take more bytes than are there (by default `available_memory()`).
+
+    Raises:
+        FormatError: with both in GB.
+    """
+    there = available_memory() if there is None else there
+    if needed > there:
+        raise FormatError(f"{path}: needs {needed / 1e9:.1f} GB of memory, {there / 1e9:.1f} GB are there; shrink it")
+
+
 def map_file(size: int, cache_dir: Path | None) -> Tensor:
     """(size,) uint8 in a new file of `cache_dir`, which vanishes with the tensor (on POSIX even after a kill).
 

@@ -253,7 +253,7 @@ def depth_step(model: Model, cameras: Cameras) -> float:
 
 def to_bytes(image: Tensor) -> np.ndarray:
     """[0, 1] floats to 8 bits, rounded; NaN becomes 0."""
-    return (image.nan_to_num(0) * 255 + 0.5).clamp(0, 255).to(torch.uint8).cpu().numpy()
+    return image.nan_to_num(0).mul_(255).add_(0.5).clamp_(0, 255).to(torch.uint8).cpu().numpy()
 
 
 def _cause(error: OSError) -> str:

@@ -39,6 +39,7 @@ from .presets import (
     Surroundings,
     frequency_of,
     surroundings_of,
+    with_form,
     with_frequency,
 )
 from .ranges import MOST_SEED, MOST_STEPS, SAMPLES, check_range
@@ -88,6 +89,9 @@ class TrainOptions:
     """Weight of the distortion loss (mip-NeRF 360) against floaters, e.g. 0.01."""
     samples: int | None = None
     """Live samples per step; default by the preset."""
+    form: Literal["auto", "vm", "cp", "product", "sum"] = "auto"
+    """How planes and lines make a grid. Of tensor: vm (planes times lines, the default) or cp (three lines, a few
+    hundred kB; coarser). Of planes: product (K-Planes, the default) or sum (tri-planes)."""
     network: Literal["nerf", "mip", "hourglass", "siren", "finer", "wire", "gauss", "fourier"] = "nerf"
     """What mlp and cam consist of: octaves and ReLU (nerf), the same averaged over what a pixel sees, against aliasing
     at other resolutions (mip), residual blocks that are narrow inside (hourglass), waves, or random Fourier features
@@ -246,6 +250,8 @@ def preset_for(around: Surroundings, options: TrainOptions, choice: FrequencyCho
         samples=options.samples or preset.task.samples,
     )
     preset = dataclasses.replace(preset, task=task).with_precision(precision)
+    if options.form != "auto":
+        preset = with_form(preset, options.form)
     if options.network != "nerf" or options.bits != 32 or options.view_grids:
         view = {"view_cells": VIEW_CELLS} if options.view_grids else {}
         preset = preset.with_network(**NETWORKS[options.network], **view, bits=options.bits)

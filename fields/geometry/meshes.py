@@ -150,13 +150,15 @@ _TRUSTED = "closed and facing outwards: signed distance and occupancy can be tru
 
 def _explain(open_edges: int, wrong: int, volume: float) -> str:
     if open_edges:
-        return f"{open_edges} open edges: what is inside is a guess; close the holes, or fit the unsigned distance"
+        return (
+            f"{open_edges} open edges: what is inside is a guess; close the holes, or fit the unsigned distance (udf)"
+        )
     if wrong and volume < 0:
         return "inside out: inside counts as outside; swap two corners of every triangle"
     if wrong:
         return f"{wrong} components face inwards: their inside counts as outside; swap two corners of their triangles"
     if not volume > 0:
-        return "encloses no volume: nothing is inside; fit the unsigned distance"
+        return "encloses no volume: nothing is inside; fit the unsigned distance (udf)"
     return _TRUSTED
 
 

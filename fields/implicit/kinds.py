@@ -87,18 +87,6 @@ KINDS: dict[str, Kind] = {
         frequency="octaves",
         candidates=tuple(range(3, 13)),
     ),
-    "cam": Kind(
-        settings={
-            "activation": "relu",
-            "encoding": "fourier",
-            "hidden_layers": 3,
-            "output": "sigmoid",
-            "modulation": 32,
-        },
-        lr={"": 1e-3, "grids": 1e-2},
-        frequency="sigma",
-        candidates=tuple(float(k) for k in range(1, 21)),
-    ),
     "hash": Kind(
         network=GridNetwork,
         config=GridNetworkConfig,
@@ -139,9 +127,18 @@ KINDS: dict[str, Kind] = {
 """Name on the command line and in files -> family."""
 
 
-def config_for(kind: str, signal: GridSignal | MeshSignal) -> Config:
-    """The settings of a family for a signal."""
+def modulated(kind: str) -> Kind:
+    """CAM's grids over the layers of another family of networks."""
     family = KINDS[kind]
+    return replace(family, settings={**family.settings, "modulation": 32}, lr={**family.lr, "grids": 1e-2})
+
+
+KINDS["cam"] = modulated("fourier")
+
+
+def config_for(kind: str | Kind, signal: GridSignal | MeshSignal) -> Config:
+    """The settings of a family for a signal."""
+    family = KINDS[kind] if isinstance(kind, str) else kind
     shape = {"inputs": len(signal.size), "outputs": signal.channels, "aspect": signal.aspect}
     config = family.config(**shape, **family.settings)
     if isinstance(config, NeurbfConfig):

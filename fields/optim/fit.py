@@ -7,6 +7,7 @@ batch, else cells drawn anew by seed and step, so that a step costs the same for
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -18,7 +19,7 @@ from ..implicit.signal import GridSignal, grid_points
 from ..implicit.surface import MeshSignal
 from ..networks import CoordinateNetwork
 from ..ops.adam import lazy_adam_
-from ..ops.mesh_bvh import winding_numbers
+from ..ops.mesh_bvh import signed_distances, winding_numbers
 from .loop import StepResult
 from .metrics import ssim
 
@@ -31,13 +32,15 @@ CHAMFER_CELLS = 256
 RELATIVE_FLOOR = 0.001
 """Added to the distance that an error is relative to, a thousandth of the cube: instant-ngp's mean absolute percentage
 error has 0.01, which leaves the zero crossing less exact."""
+Report = Callable[[int, int], None] | None
 BLOCK_ROWS = 6144
 """Points of a batch that go through a coordinate network at once on a CPU: so few leave what its layers say in the
 cache. A step of 65536 points takes half of the time so (layers of 256)."""
 
 
 class FitTask:
-    """Mean squared error of a network on a signal; on a surface, error relative to the distance."""
+    """Mean squared error of a network on a signal; of distances from a surface, error relative to the distance; of its
+    occupancy, cross-entropy."""
 
     def __init__(
         self,
@@ -70,12 +73,9 @@ class FitTask:
         points, values = self._all or self._drawn(step)
         for parameter in self.parameters.values():
             parameter.grad = None
-        relative = isinstance(self.signal, MeshSignal)
         value = squared = 0.0
         for some, wanted in zip(points.split(self.rows), values.split(self.rows), strict=True):
-            error = self.network(some) - wanted
-            square = error.square().sum() / values.numel()
-            loss = (error.abs() / (wanted.abs() + RELATIVE_FLOOR)).sum() / values.numel() if relative else square
+            loss, square = (x.sum() / values.numel() for x in self._errors(self.network(some), wanted))
             loss.backward()
             value += loss.item()
             squared += float(square.detach())
@@ -104,6 +104,16 @@ class FitTask:
     def load_scalars(self, values: dict[str, Any]) -> None:
         pass
 
+    def _errors(self, found: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
+        """What is minimised, and squared errors of what is shown."""
+        if isinstance(self.signal, MeshSignal) and self.signal.target == "occupancy":
+            outside = (wanted + 1) / 2
+            return nn.functional.softplus(-wanted * found), (found.detach().sigmoid() - outside).square()
+        error = found - wanted
+        square = error.square()
+        relative = isinstance(self.signal, MeshSignal)
+        return error.abs() / (wanted.abs() + RELATIVE_FLOOR) if relative else square, square
+
     def _drawn(self, step: int) -> tuple[Tensor, Tensor]:
         generator = torch.Generator().manual_seed((self.seed << 32) + step)
         index = torch.randint(self.signal.cells, (self.batch,), generator=generator)
@@ -116,53 +126,83 @@ class FitQuality(NamedTuple):
     psnr: float | None = None
     """Decibels, values clamped to [0, 1]; for a volume relative to the range of its values; None for a surface."""
     ssim: float | None = None
-    """Of images from 11x11 pixels on, else None."""
+    """Of images and films (the mean over their frames) from 11x11 pixels on, else None."""
     iou: float | None = None
-    """Of a surface: cells whose centres lie inside both, over those inside either."""
+    """Of a surface with an inside: cells whose centres lie inside both, over those inside either."""
     normal_error_deg: float | None = None
-    """Of a surface: mean angle between the field's gradient and the mesh's normals at points of the mesh, degrees."""
+    """Of a surface with an inside: mean angle between the field's gradient and the mesh's normals at points of
+    the mesh, degrees."""
     chamfer: float | None = None
-    """Of a surface: mean distance between the mesh and the field's zero surface, both ways, in sides of the cube; None
-    where the field has no such surface."""
+    """Of a surface with an inside: mean distance between the mesh and the field's zero surface, both ways, in sides of
+    the cube; None where the field has no such surface."""
+    distance_error: float | None = None
+    """Of a surface as distances: mean absolute error at points anywhere in the cube, in sides of the cube."""
 
 
 @torch.no_grad()
-def measure_fit(model: ImplicitModel, signal: GridSignal, *, block: int = 1 << 16) -> FitQuality:
-    """Compare a model with the signal it was fitted to, `block` cells at a time."""
+def measure_fit(model: ImplicitModel, signal: GridSignal, *, block: int = 1 << 16, report: Report = None) -> FitQuality:
+    """Compare a model with the signal it was fitted to, `block` cells at a time; `report`: of (cells done, all)."""
     image_like = signal.kind != "volume"
     device = next(model.network.parameters()).device
-    squared = 0.0
-    picture: list[Tensor] = []
-    with_ssim = signal.kind == "image" and min(signal.size) >= 11 and signal.cells <= 1 << 25
+    squared, done = 0.0, 0
+    frame = math.prod(signal.size[:2])
+    with_ssim = image_like and min(signal.size[:2]) >= 11 and frame <= 1 << 25
+    shown: list[Tensor] = []
+    structures: list[float] = []
     for points, values in signal.blocks(block):
         found = model.network(points.to(device)).to(values.device)
         found = found.clamp(0, 1) if image_like else found
         squared += float((found - values).square().double().sum())
+        done += len(points)
         if with_ssim:
-            picture.append(found[:, :3])
+            shown.append(found[:, :3].cpu())
+        if with_ssim and done // frame > len(structures):  # frames are complete
+            *whole, rest = torch.cat(shown).split(frame)
+            whole, shown = ([*whole, rest], []) if len(rest) == frame else (whole, [rest])
+            structures += [_ssim(one, signal, len(structures) + index) for index, one in enumerate(whole)]
+        if report is not None:
+            report(done, signal.cells)
     span = 1.0 if image_like else float(signal.values.max() - signal.values.min()) or 1.0
-    structure = None
-    if with_ssim:
-        shape = (*reversed(signal.size), -1)
-        target = signal.at(torch.arange(signal.cells)).reshape(shape)[..., :3]
-        structure = float(ssim(torch.cat(picture).reshape(shape), target))
+    structure = sum(structures) / len(structures) if structures else None
     return FitQuality(decibels(squared / signal.values.numel() / span**2), structure)
+
+
+def _ssim(shown: Tensor, signal: GridSignal, number: int) -> float:
+    """Of the frame of that number, (H * W, up to 3 channels)."""
+    frame = len(shown)
+    target = signal.at(torch.arange(number * frame, (number + 1) * frame, device=signal.device))
+    size = (signal.size[1], signal.size[0], -1)
+    return float(ssim(shown.reshape(size), target[:, :3].cpu().reshape(size)))
 
 
 @torch.no_grad()
 def measure_surface(
-    model: ImplicitModel, signal: MeshSignal, *, cells: int = 128, samples: int = 1 << 16, block: int = 1 << 16
+    model: ImplicitModel,
+    signal: MeshSignal,
+    *,
+    cells: int = 128,
+    samples: int = 1 << 16,
+    block: int = 1 << 16,
+    report: Report = None,
 ) -> FitQuality:
-    """Compare a field of signed distances with the mesh it was fitted to.
+    """Compare a field with the mesh it was fitted to.
 
     Args:
         cells: along each axis of the cube; inside the mesh is where its winding number is above 1/2. The
             field's surface is that of every so many cells that `CHAMFER_CELLS` along an axis suffice.
         samples: points of the mesh where normals are compared, by central differences over 1/512 of the cube; as many
-            are drawn on either surface for the distance between them.
+            are drawn on either surface for the distance between them, and anywhere for the error of distances.
         block: cells at a time.
+        report: called with (cells done, all).
     """
     device = next(model.network.parameters()).device
+    distance_error = None
+    if signal.target != "occupancy":
+        anywhere = torch.rand(samples, 3, generator=torch.Generator().manual_seed(0))
+        wanted = signal.wanted(signed_distances(signal.bvh, anywhere))
+        distance_error = float((model.network(anywhere.to(device))[:, 0].cpu() - wanted).abs().mean())
+    if signal.target == "udf":
+        return FitQuality(distance_error=distance_error)
     size, both, either = (cells,) * 3, 0, 0
     every = math.ceil(cells / CHAMFER_CELLS)
     lattice = torch.empty((math.ceil(cells / every),) * 3)
@@ -177,18 +217,26 @@ def measure_surface(
         theirs = winding_numbers(signal.bvh, points) > 0.5
         both += int((ours & theirs).sum())
         either += int((ours | theirs).sum())
+        if report is not None:
+            report(first + len(points), cells**3)
+    surface = zero_surface(lattice, first=0.5 / cells, step=every / cells)
+    return FitQuality(
+        iou=both / either if either else 0.0,
+        normal_error_deg=_normal_error(model, signal, samples),
+        chamfer=None if surface is None else chamfer_distance(surface, signal.mesh, samples=samples),
+        distance_error=distance_error,
+    )
+
+
+def _normal_error(model: ImplicitModel, signal: MeshSignal, samples: int) -> float:
+    """Mean angle between gradients and normals, degrees."""
+    device = next(model.network.parameters()).device
     drawn = sample_surface(signal.mesh, samples, torch.Generator().manual_seed(0))
     step = NORMAL_STEP * torch.eye(3)
     ends = [model.network((drawn.points + sign * offset).to(device))[:, 0].cpu() for offset in step for sign in (1, -1)]
     slope = torch.stack([ends[0] - ends[1], ends[2] - ends[3], ends[4] - ends[5]], 1)
     cosine = (nn.functional.normalize(slope, dim=1) * drawn.normals).sum(1)
-    angle = torch.rad2deg(cosine.clamp(-1, 1).acos()).mean()
-    surface = zero_surface(lattice, first=0.5 / cells, step=every / cells)
-    return FitQuality(
-        iou=both / either if either else 0.0,
-        normal_error_deg=float(angle),
-        chamfer=None if surface is None else chamfer_distance(surface, signal.mesh, samples=samples),
-    )
+    return float(torch.rad2deg(cosine.clamp(-1, 1).acos()).mean())
 
 
 def decibels(mean_squared: float) -> float:

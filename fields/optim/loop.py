@@ -79,6 +79,8 @@ class LoopConfig:
     """Steps between checks of all tensors for NaN and Inf, and between snapshots to roll back to."""
     max_rollbacks: int = 3
     """Roll-backs before giving up."""
+    max_skipped: int = 50
+    """Steps one after the other that are not finite, before a roll-back."""
 
     def __post_init__(self) -> None:
         if (self.max_steps is None) == (self.max_seconds is None):
@@ -163,7 +165,7 @@ def optimise(task: Task, config: LoopConfig, hooks: Sequence[Hook] = (), state: 
         state: of an earlier run to continue; the task's tensors must already be those of that state.
 
     Raises:
-        NativeError: tensors stayed non-finite after `max_rollbacks` roll-backs; the text names the tensor.
+        NativeError: tensors or steps stayed non-finite after `max_rollbacks` roll-backs; the text names the tensor.
         KeyboardInterrupt: passed through; the task is then between two steps, so that its state can be saved.
     """
     state = state or LoopState()
@@ -173,6 +175,7 @@ def optimise(task: Task, config: LoopConfig, hooks: Sequence[Hook] = (), state: 
     snapshot = _Snapshot(task, state)
     marks: list[tuple[int, float]] = []
     interrupted: list[BaseException] = []
+    in_row = 0
     while state.total_steps is None or state.step < state.total_steps:
         with _deferred_interrupt(interrupted):
             if task.grow(_progress(state, config)):
@@ -182,13 +185,16 @@ def optimise(task: Task, config: LoopConfig, hooks: Sequence[Hook] = (), state: 
             state.step += 1
             state.seconds = clock.seconds
             state.skipped += not result.finite
+            in_row = 0 if result.finite else in_row + 1
             state.result = result
             marks.append((state.step, state.seconds))
             if config.max_seconds is not None and state.plans < len(config.measure_shares):
                 _plan_from_speed(state, config, marks, began)
             last = state.step == state.total_steps
-            if state.step % config.guard_every == 0 or last:
-                _guard(task, state, snapshot, config)
+            stuck = in_row == config.max_skipped
+            if state.step % config.guard_every == 0 or last or stuck:
+                _guard(task, state, snapshot, config, stuck)
+                in_row = 0 if stuck else in_row
             for hook in hooks:
                 hook(state, clock)
         if interrupted:
@@ -257,16 +263,19 @@ class _Snapshot:
             tensor.copy_(self.copies[name])
 
 
-def _guard(task: Task, state: LoopState, snapshot: _Snapshot, config: LoopConfig) -> None:
-    bad = next((n for n, t in task.tensors().items() if t.is_floating_point() and not _is_finite(t)), None)
+def _guard(task: Task, state: LoopState, snapshot: _Snapshot, config: LoopConfig, stuck: bool) -> None:
+    bad = next(
+        (f"tensor {n!r} is" for n, t in task.tensors().items() if t.is_floating_point() and not _is_finite(t)), None
+    )
+    bad = bad or (f"{config.max_skipped} steps one after the other were" if stuck else None)
     if bad is None:
         snapshot.take(task, state)
         return
     state.rollbacks += 1
     if state.rollbacks > config.max_rollbacks:
         raise NativeError(
-            f"tensor {bad!r} is not finite at step {state.step}, after {config.max_rollbacks} roll-backs with halved "
-            "learning rates; try --precision fp32 or look for NaN in the poses and images"
+            f"{bad} not finite at step {state.step}, after {config.max_rollbacks} roll-backs with halved learning "
+            "rates; try lower ones, or fp32 where bf16 computes, and look for NaN in the poses and images"
         )
     snapshot.restore(task)
     state.lr_damping *= 0.5

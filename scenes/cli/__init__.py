@@ -27,7 +27,7 @@ commands:
   fit INPUT          fit a field to an image, a film, a volume or a mesh
   eval MODEL SCENE   compare a trained model with photos it has not seen
   render MODEL       stills or a film: an orbit, a spiral, or cameras from a file; a fit at any size
-  info SCENE         what was found in a folder: cameras, bounds, splits, warnings
+  info SCENE         what was found in a folder: cameras, bounds, splits, warnings; or in a fit
   doctor             what this machine can do, and what to do about what is missing
 
 a first session:
@@ -145,7 +145,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         except BaseException as error:
             if debug:
                 traceback.print_exc()
-            text, code = describe_error(error)
+            text, code = describe_error(error, arguments[0])
             print(f"polyfield: {text}", file=sys.stderr)
             return code
 

@@ -7,6 +7,11 @@ whatever the file system says is the input's fault; anything else is a bug of ou
 from __future__ import annotations
 
 OK, INTERNAL, USAGE, INTERRUPTED = 0, 1, 2, 130
+_SMALLER = {
+    **dict.fromkeys(("train", "convert", "compare", "eval"), "try --downscale 2"),
+    "fit": "shrink the input",
+    "render": "give a smaller --size",
+}
 
 
 class UsageError(ValueError):
@@ -17,8 +22,8 @@ class Interrupted(KeyboardInterrupt):
     """Ctrl-C after the work was saved; the text says where and how to go on."""
 
 
-def describe_error(error: BaseException) -> tuple[str, int]:
-    """(one line for the user, exit code) of an exception."""
+def describe_error(error: BaseException, command: str) -> tuple[str, int]:
+    """(one line for the user, exit code) of an exception that a command raised."""
     if isinstance(error, KeyboardInterrupt):
         return f"interrupted{'; ' + one_line(str(error)) if str(error) else ''}", INTERRUPTED
     if isinstance(error, UsageError) or _is_ours(error):
@@ -28,7 +33,8 @@ def describe_error(error: BaseException) -> tuple[str, int]:
     if isinstance(error, ModuleNotFoundError) and error.name and not error.name.startswith("polyfield"):
         return f"error: the Python package {error.name!r} is missing; run 'polyfield doctor'", INTERNAL
     if isinstance(error, MemoryError) or "can't allocate memory" in str(error) or "out of memory" in str(error):
-        return "error: not enough memory; try --downscale 2 and see 'polyfield doctor'", INTERNAL
+        advice = f"{_SMALLER[command]} and " if command in _SMALLER else ""
+        return f"error: not enough memory; {advice}see 'polyfield doctor'", INTERNAL
     kind = type(error).__name__
     return f"internal error: {kind}: {one_line(str(error))} (run again with --debug for the trace)", INTERNAL
 

@@ -1,7 +1,7 @@
-"""`polyfield info`: what was found in a folder of posed photos, and does it make sense?
+"""`polyfield info`: what was found in a folder of posed photos, and does it make sense? Or what is this fit?
 
 Nothing but headers is read (and three images with alpha), so that it is quick for any data set; a picture shows the
-cameras from above and from the side.
+cameras from above and from the side. What a fit holds is said by `fit_file`.
 """
 
 from __future__ import annotations
@@ -25,16 +25,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Info:
-    """Say what a folder of posed photos holds, and draw its cameras to a picture.
+    """Say what a folder of posed photos holds, and draw its cameras to a picture; or what 'polyfield fit' wrote.
 
     Examples:
       polyfield info data/lego
       polyfield info data/fox --out fox.png
       polyfield info data/garden --json > garden.json
+      polyfield info photo.safetensors
     """
 
     scene: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="SCENE")]
-    """Folder with posed photos in any known layout, or 'demo'."""
+    """Folder with posed photos in any known layout, or 'demo'; or a file that 'polyfield fit' wrote."""
     out: Path | None = None
     """Picture of the cameras (PNG). None: SCENE-cameras.png in this folder, or no picture with --json."""
     json: bool = False
@@ -63,6 +64,9 @@ def run(arguments: Sequence[str]) -> int:
 
 def info(command: Info) -> int:
     """Print the findings and write the picture."""
+    file = Path(command.scene)
+    if file.suffix.lower() == ".safetensors" and file.is_file():
+        return _info_of_fit(command, file)
     found = examine(command.scene, downscale=command.downscale, strict=command.strict)
     out = command.out
     if out is None and not command.json:
@@ -71,6 +75,19 @@ def info(command: Info) -> int:
         write_picture(found, out)
         found.facts["picture"] = str(out)
     print(json.dumps(found.facts, indent=2) if command.json else describe(found.facts))
+    return OK
+
+
+def _info_of_fit(command: Info, file: Path) -> int:
+    from ...fields.errors import ConfigError
+    from .fit_file import describe_fit, examine_fit
+
+    named = (("--out", command.out is not None), ("--downscale", command.downscale != 1), ("--strict", command.strict))
+    given = [name for name, is_given in named if is_given]
+    if given:
+        raise ConfigError(f"{file} is a fit, not a scene: leave out {', '.join(given)}")
+    facts = examine_fit(file)
+    print(json.dumps(facts, indent=2) if command.json else describe_fit(facts))
     return OK
 
 

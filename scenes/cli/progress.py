@@ -51,12 +51,16 @@ def decibels(value: float | None) -> str:
 
 def describe_choice(what: str, setting: str | None, choice: FrequencyChoice) -> str:
     """FreSh's distances as bars, shortest is best, and how long it took. `what` from what, by which setting."""
+    if not choice.candidates:
+        return f"{setting} stays as it is by default: no detail to tell the distance of {what}"
     finite = [distance for distance in choice.distances if math.isfinite(distance)]
     most = max(finite, default=0.0) or 1.0
     lines = [f"distance of {what}, by {setting}:"]
     for candidate, distance in zip(choice.candidates, choice.distances, strict=True):
         bar = "#" * max(1, round(_BAR * distance / most)) if math.isfinite(distance) else "not finite"
         lines.append(f"  {candidate:6g} {distance:7.2f} {bar}{'  <- chosen' if candidate == choice.chosen else ''}")
+    if choice.chosen is None:
+        lines.append(f"  none can be compared: {setting} stays as it is by default")
     return "\n".join([*lines, f"  in {choice.seconds:.1f} s; --frequency NUMBER or default sets it by hand"])
 
 
@@ -119,10 +123,10 @@ def show_training(measure: str = "held-out") -> Iterator[Callable[[TrainProgress
 
 
 @contextmanager
-def show_fit() -> Iterator[Callable[[FitProgress], None]]:
-    """Yields the callback to give to `fit_signal`."""
+def show_fit() -> Iterator[tuple[Callable[[FitProgress], None], Callable[[int, int], None]]]:
+    """Yields the callbacks to give to `fit_signal`, of its steps and of its measuring."""
     if not sys.stderr.isatty():
-        yield _plain(fit_line, done=lambda p: p.step == p.total_steps)
+        yield _plain(fit_line, done=lambda p: p.step == p.total_steps), _plain_count("measuring")
         return
     from rich.progress import BarColumn, Progress, TextColumn
 
@@ -146,7 +150,7 @@ def show_fit() -> Iterator[Callable[[FitProgress], None]]:
                 left=clock(p.seconds_left),
             )
 
-        yield report
+        yield report, lambda done, total: bar.update(task, total=total, completed=done, steps="measuring")
 
 
 @contextmanager

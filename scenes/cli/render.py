@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 CHANNELS = ("rgb", "depth", "normal", "alpha")
 _MAX_SIDE = 1 << 14
 _ONE_PATH = "give one of --orbit N, --path spiral and --cameras FILE"
-_NUMBER_OF_FRAMES = 120
+_NUMBER_OF_FRAMES, _FPS = 120, 30.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,13 +54,13 @@ class Render:
     """A path of --frames frames."""
     cameras: Path | None = None
     """Camera file in the layout of transforms.json, or a scene's folder."""
-    frames: int = _NUMBER_OF_FRAMES
-    """Frames of --path."""
+    frames: int | None = None
+    """Frames of --path. None: 120."""
     size: str | None = None
     """WIDTHxHEIGHT in pixels. None: that of the training cameras where known, else 800x800; of a fit its own.
-    Of a surface the larger number is the cells along each axis (256)."""
-    fps: float = 30.0
-    """Frames per second of a film."""
+    Of a surface the larger number is the cells along each axis of its cube (256)."""
+    fps: float | None = None
+    """Frames per second of a film. None: 30; of a fitted film its own."""
     channels: str = "rgb"
     """Any of rgb, depth, normal, alpha, joined by commas. A film has one file per channel (NAME-depth.mp4, ...)."""
     elevation: float | None = None
@@ -78,7 +78,7 @@ class Render:
         for name, frames in (("--orbit", self.orbit), ("--frames", self.frames)):
             if frames is not None and not 1 <= frames <= 100_000:
                 raise ConfigError(f"{name} must be 1 to 100000 frames; got {frames}")
-        if not 0 < self.fps <= 1000:
+        if self.fps is not None and not 0 < self.fps <= 1000:
             raise ConfigError(f"--fps must be above 0 and at most 1000 frames per second; got {self.fps:g}")
         if self.fov is not None and not 0 < self.fov < 170:
             raise ConfigError(f"--fov must be above 0 and below 170 degrees; got {self.fov:g}")
@@ -95,6 +95,19 @@ class Render:
         """The options that name a camera path."""
         named = (("--orbit", self.orbit), ("--path", self.path), ("--cameras", self.cameras))
         return [name for name, value in named if value is not None]
+
+    def check_for_fit(self) -> None:
+        """What has no meaning for an image, film, volume or mesh."""
+        named = (("--frames", self.frames), ("--elevation", self.elevation))
+        named += (("--radius", self.radius), ("--fov", self.fov))
+        given = [*self.paths_given(), *(name for name, value in named if value is not None)]
+        given += ["--channels"] if self.channels != "rgb" else []
+        if given:
+            raise ConfigError(
+                f"{self.model} is a fit: it has no cameras, and no channels but its own; leave out {', '.join(given)}"
+            )
+        if self.fps is not None and not self.is_film():
+            raise ConfigError(f"--fps is for films; {self.out} is none: leave it out")
 
     def check_for_scene(self) -> None:
         """What a trained scene needs and a fitted image does not."""
@@ -133,7 +146,7 @@ def run(arguments: Sequence[str]) -> int:
     command = parse(Render, arguments, "polyfield render")
     file = run_folder.model_file(command.model)
     if _is_fit(file):
-        return _render_fit(command)
+        return _render_fit(command, file)
     from ...fields.model import Model
     from ...fields.render.frame import render
     from ..device import pick_device
@@ -143,7 +156,7 @@ def run(arguments: Sequence[str]) -> int:
     command.check_for_scene()
     cameras = path_of(command, model)
     writer_type = FilmWriter if command.is_film() else StillWriter
-    writing = writer_type(command.out, command.channel_list(), model, cameras, fps=command.fps)
+    writing = writer_type(command.out, command.channel_list(), model, cameras, fps=command.fps or _FPS)
     with writing as writer, show_count("rendering") as report:
         for index in range(len(cameras)):
             writer.add(render(model, cameras[index]))
@@ -164,24 +177,26 @@ def _is_fit(path: Path) -> bool:
         return False
 
 
-def _render_fit(command: Render) -> int:
+def _render_fit(command: Render, file: Path) -> int:
     from ...fields.implicit import ImplicitModel
     from ..device import pick_device
-    from ..signals import check_output, write_signal, write_surface
+    from ..signals import check_output, check_size, write_signal, write_surface
 
-    if command.paths_given():
-        raise ConfigError(
-            f"{command.model} is a fit: it has no cameras; leave out {' and '.join(command.paths_given())}"
-        )
-    model = ImplicitModel.load(command.model, device=pick_device(command.device))
+    command.check_for_fit()
+    model = ImplicitModel.load(file, device=pick_device(command.device))
     check_output(command.out, model.signal)
     pixels = command.pixels()
+    size = (*(pixels or model.size[:2]), *model.size[2:])
     if model.signal == "surface":
-        cells = max(pixels or model.size)
-        write_surface(command.out, model.sample((cells,) * 3), model.cube or (0, 0, 0, 1))
+        size = (max(pixels or model.size),) * 3
+    check_size(command.out, model.signal, size, model.network.config.outputs)
+    with show_count("rendering") as report:
+        values = model.sample(size, report=report)
+    if model.signal == "surface":
+        write_surface(command.out, values, model.cube or (0, 0, 0, 1), model.target)
     else:
-        size = (*(pixels or model.size[:2]), *model.size[2:])
-        write_signal(command.out, model.signal, model.sample(size), low=model.low, high=model.high, fps=model.fps)
+        fps = command.fps or model.fps
+        write_signal(command.out, model.signal, values, low=model.low, high=model.high, fps=fps)
     print(command.out)
     return OK
 
@@ -204,7 +219,7 @@ def path_of(command: Render, model: Model) -> Cameras:
                 f"--path spiral needs the training cameras: give the run folder instead of {command.model}, "
                 "or use --orbit N"
             )
-        return camera_paths.spiral(trained, command.frames, size=size)
+        return camera_paths.spiral(trained, command.frames or _NUMBER_OF_FRAMES, size=size)
     view = camera_paths.view_of_bounds(model.representation.bounds)
     if trained is not None:
         view = camera_paths.view_of_cameras(trained)
@@ -213,7 +228,8 @@ def path_of(command: Render, model: Model) -> Cameras:
         radius=view.radius if command.radius is None else command.radius * to_scene.scale,
         fov_deg=view.fov_deg if command.fov is None else command.fov,
     )
-    return camera_paths.orbit(view, command.orbit or command.frames, size=size or camera_paths.DEFAULT_SIZE)
+    frames = command.orbit or command.frames or _NUMBER_OF_FRAMES
+    return camera_paths.orbit(view, frames, size=size or camera_paths.DEFAULT_SIZE)
 
 
 def _read(path: Path, size: tuple[int, int] | None) -> Cameras:

@@ -151,11 +151,13 @@ def read_json(path: Path) -> Node:
 
 
 def parse_npy(data: bytes, where: str) -> np.ndarray:
-    """A numeric array from the bytes of an .npy file, as float64.
+    """An array of numbers or booleans from the bytes of an .npy file, as float64.
 
     Pickled objects are refused, and the shape in the header is compared with the bytes that are there before anything
     is allocated.
     """
+    if not data:
+        raise FormatError(f"{where}: the file is empty")
     stream = io.BytesIO(data)
     try:
         version = np.lib.format.read_magic(stream)
@@ -165,8 +167,9 @@ def parse_npy(data: bytes, where: str) -> np.ndarray:
             shape, fortran, dtype = np.lib.format.read_array_header_2_0(stream)
     except Exception as error:  # NumPy evaluates the header as a Python literal, which can fail in any way
         raise FormatError(f"{where}: not a NumPy array file ({first_line(error)})") from error
-    if dtype.hasobject or dtype.kind not in "fiu":
-        raise FormatError(f"{where}: holds '{dtype}' (pickles are never loaded); expected plain numbers")
+    if dtype.hasobject or dtype.kind not in "fiub":
+        found = "Python objects, which are never loaded" if dtype.hasobject else str(dtype)
+        raise FormatError(f"{where}: holds {found}; expected numbers or booleans")
     if not all(isinstance(side, int) and side >= 0 for side in shape):
         raise FormatError(f"{where}: impossible shape {shape}")
     count = math.prod(shape)
@@ -187,6 +190,8 @@ def read_npy(path: Path, limit: int = MAX_ARRAY_BYTES) -> np.ndarray:
 
 def parse_npz(data: bytes, where: str) -> dict[str, np.ndarray]:
     """The numeric arrays of an .npz file, as float64, by name."""
+    if not data:
+        raise FormatError(f"{where}: the file is empty")
     arrays: dict[str, np.ndarray] = {}
     total = 0
     try:

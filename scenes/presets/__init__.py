@@ -5,6 +5,7 @@ from collections.abc import Callable
 from .boxes import grid_preset as grid_preset
 from .boxes import planes_preset as planes_preset
 from .boxes import tensor_preset as tensor_preset
+from .boxes import with_form as with_form
 from .capacity import LADDERS as LADDERS
 from .capacity import rungs as rungs
 from .capacity import with_settings as with_settings

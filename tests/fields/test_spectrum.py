@@ -135,8 +135,27 @@ def test_several_pictures_of_different_sizes_count_alike():
 def test_a_choice_survives_json():
     choice = FrequencyChoice(2.0, (1.0, 2.0), (math.inf, 0.5), 0.1)
     assert FrequencyChoice.from_dict(json.loads(json.dumps(choice.as_dict(), allow_nan=False))) == choice
-    for change in ({"chosen": 3}, {"chosen": None}, {"distances": [1]}, {"candidates": 4}, {"seconds": "long"}):
+    for change in ({"chosen": 3}, {"chosen": math.nan}, {"distances": [1]}, {"candidates": 4}, {"seconds": "long"}):
         with pytest.raises(ConfigError, match="is no choice of a frequency"):
             FrequencyChoice.from_dict(choice.as_dict() | change)
     with pytest.raises(ConfigError, match="is no choice of a frequency"):
         FrequencyChoice.from_dict([1])
+
+
+def test_a_picture_without_detail_chooses_nothing_and_does_not_count():
+    flat, detailed = torch.full((32, 32, 3), 0.3), wave(32, 32, 0, 4)[0]
+
+    def untrained(candidate, seed):
+        return [wave(32, 32, 0, candidate)[0]] * 2
+
+    choice = choose_frequency([flat, detailed], untrained, [2.0, 4.0, 8.0], models=1)
+    assert (choice.chosen, min(choice.distances)) == (4.0, pytest.approx(0, abs=1e-3))
+    nothing = choose_frequency([flat, flat], untrained, [2.0, 4.0], models=1)
+    assert nothing[:3] == (None, (), ())
+    assert FrequencyChoice.from_dict(json.loads(json.dumps(nothing.as_dict()))) == nothing
+
+
+def test_models_of_which_none_is_finite_choose_nothing():
+    choice = choose_frequency(wave(16, 16, 0, 4)[0], lambda c, s: torch.full((16, 16, 1), math.nan), [1.0, 2.0])
+    assert choice.chosen is None
+    assert FrequencyChoice.from_dict(choice.as_dict()) == choice

@@ -1,13 +1,15 @@
 """A fit that is interrupted and resumed is the fit that was not; the frequency is chosen once and kept."""
 
 import dataclasses
+import math
 
 import pytest
 import torch
 
-from polyfield.fields.errors import ConfigError, FormatError
+from polyfield.fields.errors import ConfigError, FormatError, NativeError
 from polyfield.fields.formats.model_file import read_tensors, write_tensors
 from polyfield.fields.implicit import KINDS, GridSignal, ImplicitModel
+from polyfield.fields.optim.fit import FitQuality
 from polyfield.scenes.fit import FitOptions, checkpoint_path, choose, fit_signal
 from polyfield.scenes.signals import Input
 
@@ -127,6 +129,7 @@ def test_resuming_is_refused_where_it_cannot_be(tmp_path, interrupt):
         ({"seed": -1}, "--seed must be 0 to 2147483647; got -1"),
         ({"field": "planes", "frequency": "3"}, "--field planes has no frequency to set"),
         ({"field": "moss"}, "--field must be one of siren"),
+        ({"field": "siren", "network": "pe"}, "--network is for --field cam; siren has no such grids: leave it out"),
         ({"field": "hash", "modulated_by": "xy"}, "--modulated-by is for --field cam; hash has no such grids"),
     ],
 )
@@ -140,7 +143,48 @@ def test_what_modulates_is_what_the_signal_has_and_can_be_said():
     auto = FitOptions(field="cam")
     assert [getattr(auto.config(s), "modulated_by", None) for s in (image, film)] == ["xy", "xyz"]
     assert getattr(FitOptions(field="cam", modulated_by="time").config(film), "modulated_by", None) == "time"
+    assert getattr(FitOptions(field="cam", modulated_by="x").config(image), "modulated_by", None) == "x"
     with pytest.raises(ConfigError, match="--modulated-by time is for films; leave it out"):
         FitOptions(field="cam", modulated_by="time").config(GridSignal("volume", torch.rand(3, 4, 5, 1)))
     with pytest.raises(ConfigError, match="modulation by xyz needs points of at least 3 dimensions; got 2"):
         FitOptions(field="cam", modulated_by="xyz").config(image)
+
+
+def test_a_picture_without_detail_keeps_the_default_frequency(tmp_path):
+    flat = Input(GridSignal("image", torch.full((8, 8, 3), 0.25)), 0.0, 1.0, None)
+    result = fit_signal(flat, FitOptions(field="siren", max_steps=1), out=tmp_path / "f.safetensors")
+    assert result.choice is not None
+    assert result.choice.chosen is None
+    assert result.model.network.config == FitOptions(field="siren").config(flat.signal)
+
+
+def test_a_fit_that_is_not_finite_is_ended_and_writes_nothing(tmp_path, monkeypatch):
+    from polyfield.fields.optim.fit import FitTask
+
+    skipping = FitTask.step
+    monkeypatch.setattr(FitTask, "step", lambda self, *a: skipping(self, *a)._replace(finite=False))
+    with pytest.raises(NativeError, match="not finite at step 200"):
+        fit_signal(source(), FitOptions(field="planes", max_steps=1000), out=tmp_path / "f.safetensors")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_field_whose_values_are_not_finite_is_not_written(tmp_path, monkeypatch):
+    monkeypatch.setattr("polyfield.scenes.fit.measure_fit", lambda *_, **__: FitQuality(psnr=math.nan))
+    with pytest.raises(NativeError, match="values are not finite; fit it anew with a smaller --lr"):
+        fit_signal(source(), FitOptions(field="planes", max_steps=2), out=tmp_path / "f.safetensors")
+    assert not (tmp_path / "f.safetensors").exists()
+
+
+@pytest.mark.parametrize("network", ["fourier", "pe", "siren", "finer", "wire", "gauss"])
+def test_cam_modulates_any_network_with_its_rates_and_its_frequency(network, tmp_path):
+    options, plain = FitOptions(field="cam", network=network, max_steps=2), FitOptions(field=network)
+    assert options.family.lr == {**plain.family.lr, "grids": 1e-2}
+    assert options.family.frequency == plain.family.frequency
+    image = source()
+    config = options.config(image.signal)
+    assert config == dataclasses.replace(plain.config(image.signal), modulation=32)  # type: ignore[arg-type]
+    result = fit_signal(image, options, out=tmp_path / "f.safetensors")
+    chosen = None if result.choice is None else result.choice.chosen
+    assert getattr(result.model.network.config, options.family.frequency or "") == chosen
+    loaded = ImplicitModel.load(tmp_path / "f.safetensors")
+    assert torch.equal(loaded.sample(), result.model.sample())

@@ -63,6 +63,8 @@ def painted(cycles: float | None) -> Scene:
 def test_smooth_photos_get_a_lower_frequency_than_fine_ones(field):
     options = TrainOptions(**field, frequency="auto")
     smooth, fine = choose(painted(1), options), choose(painted(None), options)
+    assert smooth.chosen is not None
+    assert fine.chosen is not None
     assert smooth.chosen < fine.chosen
     assert min(smooth.distances) == smooth.distances[smooth.candidates.index(smooth.chosen)]
 

@@ -23,7 +23,8 @@ from polyfield.fields.ops import _cpu
 from polyfield.fields.radiance import GridFieldConfig
 from polyfield.scenes import TrainOptions, train_scene
 from polyfield.scenes.convert import ConvertOptions
-from polyfield.scenes.presets import PRESETS, grid_preset
+from polyfield.scenes.presets import PRESETS, grid_preset, surroundings_of
+from polyfield.scenes.train import preset_for
 
 pytestmark = pytest.mark.skipif(_cpu.level() == "reference", reason="training by the torch references takes minutes")
 FAST = {"samples": 4096, "evaluate_every": 20, "precision": "fp32"}
@@ -235,6 +236,32 @@ def test_bf16_is_refused_where_there_are_no_networks(tmp_path):
 def test_settings_of_networks_are_refused_where_a_field_is_none(tmp_path, changes):
     with pytest.raises(ConfigError, match="--network, --view-grids and --bits are for the models mlp and cam"):
         run(tmp_path / "run", 2, **changes)
+
+
+@pytest.mark.parametrize(
+    ("model", "form", "has"),
+    [
+        ("tensor", "vm", ("form", "vm")),
+        ("tensor", "cp", ("form", "cp")),
+        ("planes", "product", ("combination", "product")),
+        ("planes", "sum", ("combination", "sum")),
+    ],
+)
+def test_a_grid_is_of_the_form_that_was_asked_for(model, form, has):
+    around = surroundings_of(tiny_scene())
+    assert getattr(preset_for(around, TrainOptions(model=model, form=form)).field, has[0]) == has[1]
+    other = "planes" if model == "tensor" else "tensor"
+    with pytest.raises(ConfigError, match=f"--form {form} is for --model {model}; leave it out"):
+        preset_for(around, TrainOptions(model=other, form=form))
+
+
+def test_three_lines_are_trained_and_read_again(tmp_path):
+    result = run(tmp_path / "run", 30, model="tensor", form="cp")
+    looks = [line["heldout_psnr"] for line in lines(tmp_path / "run") if "heldout_psnr" in line]
+    assert looks[-1] > looks[0]
+    config = Model.load(tmp_path / "run" / "model.safetensors").representation.config
+    assert config == result.model.representation.config
+    assert (tmp_path / "run" / "model.safetensors").stat().st_size < 2e6
 
 
 @pytest.mark.parametrize(

@@ -22,8 +22,9 @@ SURFACE = make_mesh_signal(make_icosphere(1), points=50)
 def test_every_family_holds_a_surface(kind, tmp_path):
     network = build(kind, config_for(kind, SURFACE), seed=3)
     cube = (*SURFACE.corner, SURFACE.side)
-    ImplicitModel(kind, network, "surface", (8, 8, 8), cube=cube).save(tmp_path / "m.safetensors")
+    ImplicitModel(kind, network, "surface", (8, 8, 8), cube=cube, target="udf").save(tmp_path / "m.safetensors")
     loaded = ImplicitModel.load(tmp_path / "m.safetensors")
+    assert loaded.target == "udf"
     assert loaded.cube == pytest.approx(cube)
     assert loaded.sample().shape == (8, 8, 8, 1)
     assert network.config.outputs == 1
@@ -56,9 +57,12 @@ def test_sampling_is_the_network_at_the_centres_whatever_the_block():
     model = ImplicitModel("siren", build("siren", config_for("siren", IMAGE)), "image", IMAGE.size)
     whole = model.sample((5, 4))
     torch.testing.assert_close(model.sample((5, 4), block=3), whole)
+    done = []
+    model.sample((5, 4), block=8, report=lambda *count: done.append(count))
+    assert done == [(8, 20), (16, 20), (20, 20)]
     at = torch.tensor([[3.5 / 5, 1.5 / 4]])
     torch.testing.assert_close(whole[1, 3], model.network(at)[0].detach())
-    with pytest.raises(ConfigError, match=r"size must be 2 positive numbers of cells; got \(0, 4\)"):
+    with pytest.raises(ConfigError, match=r"2 positive numbers of cells, at most 17179869184 in all; got \(0, 4\)"):
         model.sample((0, 4))
 
 
@@ -104,10 +108,13 @@ def test_settings_out_of_range_are_refused(change, text):
         ({"cube": "big"}, "header is not an implicit field's"),
         ({"cube": [1, 2, 3]}, "header is not an implicit field's"),
         ({"low": "x"}, "header is not an implicit field's"),
+        ({"high": 10**400}, "header is not an implicit field's"),
         ({"config": {"width": "wide"}}, "width must be int; got 'wide'"),
         ({"config": {"width": 10**9}}, "width must be 1 to 4096"),
         ({"config": {"novel": 1}}, "has no setting 'novel'"),
         ({"provenance": 3}, "header is not an implicit field's"),
+        ({"target": "sign"}, "target must be sdf, udf, occupancy; got 'sign'"),
+        ({"target": ["sdf"]}, "target must be"),
     ],
 )
 def test_hostile_headers_are_refused_in_one_line(change, text, tmp_path):

@@ -22,13 +22,13 @@ def linear(network, index, h):
     return h @ state[f"layers.{index}.weight"].T + state[f"layers.{index}.bias"]
 
 
-def activated(activation, z, omega):
+def activated(activation, z, omega, scale=1.5):
     return {
         "relu": lambda: z.clamp(min=0),
         "sine": lambda: torch.sin(omega * z),
         "finer": lambda: torch.sin(omega * (z.detach().abs() + 1) * z),
-        "gauss": lambda: torch.exp(-((1.5 * z) ** 2)),
-        "wire": lambda: torch.cos(omega * z[:, :8]) * torch.exp(-((1.5 * z[:, 8:]) ** 2)),
+        "gauss": lambda: torch.exp(-((scale * z) ** 2)),
+        "wire": lambda: torch.cos(omega * z[:, :8]) * torch.exp(-((scale * z[:, 8:]) ** 2)),
     }[activation]()
 
 
@@ -152,10 +152,10 @@ def test_layers_are_normalised_scaled_and_shifted_before_they_are_activated(acti
     x = torch.rand(5, 2, dtype=torch.float64)
     modulation, h = network._modulation(x), 2 * x - 1
     assert modulation is not None
-    for index, omega in enumerate((3.0, 2.0)):
+    for index, omega in enumerate((3.0, 2.0 / 30)):
         z = linear(network, index, h)
         z = torch.nn.functional.layer_norm(z, z.shape[1:])
-        h = activated(activation, modulation[:, 0, index, None] * z + modulation[:, 1, index, None], omega)
+        h = activated(activation, modulation[:, 0, index, None] * z + modulation[:, 1, index, None], omega, 1.5 / 30)
     expected = h @ network.head.weight.T + network.head.bias
     parameters = list(network.parameters())
     for mine, theirs in zip(

@@ -175,3 +175,56 @@ def test_a_field_without_a_surface_has_no_distance_from_one():
     found = measure_surface(model, signal, cells=16, samples=10)
     assert found.iou == 0
     assert found.chamfer is None
+
+
+@pytest.mark.parametrize("target", ["udf", "occupancy"])
+def test_a_surface_is_learned_without_its_sign_and_as_inside_and_outside(target):
+    signal = make_mesh_signal(make_icosphere(3), target=target, points=1 << 18)
+    network = build("hash", config_for("hash", signal), seed=0)
+    model = ImplicitModel("hash", network, "surface", signal.size, target=target)
+    before = measure_surface(model, signal, cells=32, samples=500)
+    optimise(FitTask(network, signal, lr=KINDS["hash"].lr, batch=1 << 15), LoopConfig(max_steps=80))
+    after = measure_surface(model, signal, cells=32, samples=500)
+    if target == "udf":
+        assert before.distance_error is not None
+        assert after.distance_error is not None
+        assert after.distance_error < before.distance_error / 4
+        assert (after.iou, after.chamfer, after.normal_error_deg) == (None, None, None)
+    else:
+        assert before.iou is not None
+        assert after.iou is not None
+        assert before.iou < 0.7 < 0.95 < after.iou
+        assert after.distance_error is None
+
+
+def test_occupancy_is_learned_by_cross_entropy():
+    signal = make_mesh_signal(make_icosphere(1), target="occupancy", points=300)
+    network = build("hash", config_for("hash", signal), seed=1)
+    with torch.no_grad():
+        logits = network(signal.points).double()
+    inside = (signal.distances < 0).double()
+    expected = torch.nn.functional.binary_cross_entropy_with_logits(-logits, inside)
+    result = FitTask(network, signal, lr={"": 0.0}, batch=300).step(0, 1.0)
+    assert result.loss == pytest.approx(float(expected), rel=1e-5)
+    error = ((-logits).sigmoid() - inside).square().mean()
+    assert result.counts["psnr"] == pytest.approx(decibels(float(error)), abs=1e-4)
+
+
+def test_distances_are_measured_anywhere_in_the_cube():
+    for target in ("sdf", "udf"):
+        signal = make_mesh_signal(make_icosphere(4), target=target, points=64)
+        model = ImplicitModel("hash", Ball(0.35), "surface", signal.size, target=target)  # type: ignore[arg-type]
+        found = measure_surface(model, signal, cells=8, samples=2000).distance_error
+        points = torch.rand(2000, 3, generator=torch.Generator().manual_seed(0))
+        true = (points - 0.5).norm(dim=1) - 0.45
+        expected = (true + 0.1) - (true if target == "sdf" else true.abs())
+        assert found == pytest.approx(float(expected.abs().mean()), abs=2e-3)
+
+
+def test_the_structure_of_a_film_is_the_mean_of_its_frames():
+    film = GridSignal("video", torch.rand(3, 14, 12, 3, generator=torch.Generator().manual_seed(0)))
+    model = ImplicitModel("planes", build("planes", config_for("planes", film)), "video", film.size)
+    frames = model.sample().clamp(0, 1)
+    expected = [float(ssim(mine, theirs)) for mine, theirs in zip(frames, film.values, strict=True)]
+    for block in (100, 1000):
+        assert measure_fit(model, film, block=block).ssim == pytest.approx(sum(expected) / 3, abs=1e-6)

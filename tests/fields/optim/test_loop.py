@@ -160,6 +160,30 @@ def test_giving_up_names_the_tensor():
         optimise(Hopeless(), LoopConfig(max_steps=100, guard_every=5))
 
 
+class Stuck(Descent):
+    """Not finite from step `first` to `last`."""
+
+    first, last = 0, 10**9
+
+    def step(self, step, lr_scale):
+        super().step(step, lr_scale)
+        return StepResult(float("nan"), not self.first <= step < self.last, {})
+
+
+def test_steps_that_stay_without_effect_are_rolled_back_and_then_end_the_run():
+    task = Stuck()
+    with pytest.raises(NativeError, match="50 steps one after the other were not finite at step 200"):
+        optimise(task, LoopConfig(max_steps=1000))
+    assert len(task.seen) == 200  # three roll-backs of 50 steps, and 50 more
+
+
+def test_a_few_steps_without_effect_change_nothing():
+    task = Stuck()
+    task.first, task.last = 5, 30
+    state = optimise(task, LoopConfig(max_steps=60))
+    assert (state.skipped, state.rollbacks, state.lr_damping) == (25, 0, 1.0)
+
+
 def test_ctrl_c_waits_for_the_end_of_the_step():
     class Slow(Descent):
         def step(self, step, lr_scale):

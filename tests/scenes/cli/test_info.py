@@ -6,6 +6,9 @@ import pytest
 from helpers import datasets as data
 from PIL import Image
 
+from polyfield.fields.formats.mesh_file import write_mesh
+from polyfield.fields.formats.model_file import read_tensors, write_tensors
+from polyfield.fields.geometry import make_icosphere
 from polyfield.scenes.cli import main
 
 
@@ -79,3 +82,113 @@ def test_the_cut_short_cameras_file_is_named(tmp_path, capsys):
     cameras.write_bytes(cameras.read_bytes()[:-5])
     assert main(["info", str(folder)]) == 2
     assert f"{cameras}: cut short" in capsys.readouterr().err
+
+
+@pytest.fixture
+def fit(tmp_path, monkeypatch, capsys):
+    """A fitted image in the current folder."""
+    monkeypatch.chdir(tmp_path)
+    Image.effect_noise((16, 12), 60).convert("RGB").save("a.png")
+    assert main(["fit", "a.png", "--field", "siren", "--out", "a.safetensors", "--max-steps", "2"]) == 0
+    capsys.readouterr()
+    return tmp_path / "a.safetensors"
+
+
+def rewrite_history(path, provenance):
+    header, tensors = read_tensors(path, kind="implicit")
+    header = {k: v for k, v in header.items() if k not in ("format", "version")}
+    write_tensors(path, {**header, "provenance": provenance}, tensors)
+
+
+def test_a_fit_says_what_it_is_and_how_good(fit, capsys):
+    assert main(["info", "a.safetensors", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["kind"], facts["field"], facts["signal"], facts["size"]) == ("fit", "siren", "image", [16, 12])
+    assert facts["bytes"] == fit.stat().st_size
+    assert facts["bits_per_cell"] == 8 * facts["bytes"] / 192
+    assert facts["frequency"] == {"first_omega": facts["config"]["first_omega"]}
+    assert facts["parameters"] == 3 * 256 + 3 * (256 * 256 + 256) + 3 * 257
+    assert (facts["input"], facts["steps"]) == (str(fit.with_name("a.png")), 2)
+    assert facts["psnr"] > 0
+    assert facts["iou"] is None
+    assert main(["info", "a.safetensors"]) == 0
+    out = capsys.readouterr().out
+    for text in (
+        "fit            siren field of an image",
+        "size           16x12, 3 channels",
+        f"quality        PSNR {facts['psnr']:.2f} dB, SSIM {facts['ssim']:.4f}",
+        f"file           {facts['bytes'] / 1e3:.0f} kB, {facts['bits_per_cell']:.2f} bits per pixel",
+        "parameters     198,915",
+        "settings       activation sine, width 256, hidden_layers 4, first_omega ",
+        f"input          {facts['input']}",
+        "learned        2 steps in 0:0",
+    ):
+        assert text in out
+    assert list(fit.parent.glob("*-cameras.png")) == []
+
+
+def test_the_frequency_of_cam_is_that_of_the_layers_it_modulates(fit, capsys):
+    command = ["fit", "a.png", "--field", "cam", "--network", "siren", "--frequency", "7", "--out", "c.safetensors"]
+    assert main([*command, "--max-steps", "1"]) == 0
+    capsys.readouterr()
+    assert main(["info", "c.safetensors", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["frequency"] == {"first_omega": 7.0}
+
+
+def test_a_fitted_mesh_has_no_bits_per_point(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write_mesh("ball.obj", make_icosphere(2))
+    command = ["fit", "ball.obj", "--out", "b.safetensors", "--max-steps", "20", "--grid", "16"]
+    assert main(command) == 0
+    capsys.readouterr()
+    assert main(["info", "b.safetensors"]) == 0
+    out = capsys.readouterr().out
+    for text in (
+        "hash field of a surface, signed distance",
+        "cube           side 2.2",
+        "quality        IoU ",
+        " on 16^3",
+        " kB\n",
+    ):
+        assert text in out
+    assert "bits per" not in out
+    assert main(["info", "b.safetensors", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["bits_per_cell"] is None
+    assert facts["target"] == "sdf"
+    assert facts["mesh"]["signed_distance_trusted"]
+    assert "warning" not in out
+    rewrite_history("b.safetensors", {"mesh": {"signed_distance_trusted": False, "explanation": "it is open"}})
+    assert main(["info", "b.safetensors"]) == 0
+    assert "warning        it is open\n" in capsys.readouterr().out
+
+
+def test_a_fit_whose_history_is_nonsense_is_told_without_it(fit, capsys):
+    nonsense = {"psnr": "good", "ssim": [1], "steps": {}, "seconds": None, "input": "\x1b[2J", "mesh": 3}
+    rewrite_history(fit, nonsense)
+    assert main(["info", "a.safetensors"]) == 0
+    out = capsys.readouterr().out
+    assert "quality        not known" in out
+    assert "learned" not in out
+    assert "\x1b" not in out
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (["--out", "x.png"], "a.safetensors is a fit, not a scene: leave out --out"),
+        (["--downscale", "2", "--strict"], "a.safetensors is a fit, not a scene: leave out --downscale, --strict"),
+    ],
+)
+def test_options_of_scenes_are_refused_for_a_fit(fit, capsys, options, text):
+    assert main(["info", "a.safetensors", *options]) == 2
+    assert text in capsys.readouterr().err
+
+
+def test_other_files_of_ours_are_not_taken_for_fits(fit, capsys):
+    write_tensors("m.safetensors", {"kind": "model"}, {})
+    assert main(["info", "m.safetensors"]) == 2
+    assert "m.safetensors holds a 'model'; expected a folder of photos" in capsys.readouterr().err
+    fit.write_bytes(fit.read_bytes()[:-5])
+    assert main(["info", "a.safetensors"]) == 2
+    assert "a.safetensors is cut short" in capsys.readouterr().err

@@ -20,9 +20,9 @@ def raising(error):
 
 @pytest.fixture
 def failing(monkeypatch):
-    def install(error):
-        monkeypatch.setitem(cli.COMMANDS, "info", raising(error))
-        return cli.main(["info", "x"])
+    def install(error, command="info"):
+        monkeypatch.setitem(cli.COMMANDS, command, raising(error))
+        return cli.main([command, "x"])
 
     return install
 
@@ -75,9 +75,20 @@ def test_a_bug_is_one_line_and_code_1(failing, capsys):
     assert text == "polyfield: internal error: KeyError: 'surprise' (run again with --debug for the trace)\n"
 
 
-def test_lack_of_memory_says_what_to_do(failing, capsys):
-    assert failing(RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried ...")) == 1
-    assert "not enough memory; try --downscale 2" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("command", "advice"),
+    [
+        ("train", "try --downscale 2 and see 'polyfield doctor'"),
+        ("fit", "shrink the input and see 'polyfield doctor'"),
+        ("render", "give a smaller --size and see 'polyfield doctor'"),
+        ("edit", "see 'polyfield doctor'"),
+    ],
+)
+def test_lack_of_memory_says_what_to_do(failing, capsys, command, advice):
+    lack = "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried ..."
+    for error in (RuntimeError(lack), MemoryError()):
+        assert failing(error, command) == 1
+        assert capsys.readouterr().err == f"polyfield: error: not enough memory; {advice}\n"
 
 
 def test_a_missing_package_is_named(failing, capsys):
